@@ -1,0 +1,51 @@
+"""Files that are either complete or not there: written beside, then renamed."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, delete it otherwise.
+
+    The temporary name carries the process number, so that two processes never share one, and keeps the suffix,
+    from which several libraries choose the format. The data reach the disk (fsync) before the rename: after a
+    power failure there is the old file or the new one, never a torn one.
+
+    Parameters
+    ----------
+    path : path
+        The file to be written; its folder must exist.
+
+    Yields
+    ------
+    Path
+        Where to write.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.partial{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable: the folder's own entry has to reach the disk too."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
