@@ -1,0 +1,234 @@
+"""The two networks of the DCGAN (Radford et al. 2016, arXiv:1511.06434), after CosmoGAN (arXiv:1706.02390)."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from networks.layers import Conv2DTransposeSame, MultiChannelRescaling
+from utils.cli import UserError
+from utils.config import Config, load_config, read_tags
+
+_BATCH_NORM = {"epsilon": 1e-5, "momentum": 0.9}
+_INITIAL_SIGMA = 0.02
+# e^20 a is some 10^9 particles per voxel, far above any universe; beyond it float32 would reach infinity.
+_MAX_LOG_DENSITY = 20.0
+# Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory.
+_SAMPLING_BATCH = 64
+
+
+class Generator(keras.Model):
+    """A generator: z (n, noise_vect_len) -> images in `datafmt`; made by `build_generator` or `load_generator`."""
+
+    datascale: float
+    noise_vect_len: int
+
+    def sample(self, number: int, seed: int = 0, progress: bool = False) -> np.ndarray:
+        """Draw slices of generated universes.
+
+        Parameters
+        ----------
+        number : int
+            How many.
+        seed : int
+            The same seed gives the same slices, and the first slices do not depend on `number`.
+        progress : bool
+            Show a progress bar on a terminal.
+
+        Returns
+        -------
+        ndarray, (number, N, N), float32
+            Densities [particles per voxel; the cosmic mean is 1].
+        """
+        forward = density_function(self)
+        batches = []
+        for start in tqdm(range(0, number, _SAMPLING_BATCH), "generate", disable=None if progress else True):
+            # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
+            z = tf.random.stateless_normal((_SAMPLING_BATCH, self.noise_vect_len), seed=(seed, start))
+            batches.append(forward(z).numpy())
+        side = self.output_shape[-2]
+        return np.concatenate([np.empty((0, side, side), np.float32), *batches])[:number]
+
+
+def build_generator(config: Config) -> Generator:
+    """Build the generator: dense, then transposed convolutions, each but the last with batch norm and ReLU.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    Generator
+        A Keras model, z (n, noise_vect_len) -> images, (n, channels, N, N) or (n, N, N, channels), float32. Channel 0
+        is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x.
+    """
+    seeds = _layer_seeds(config.seed, network=0)
+    side, maps = config.base_dim, 2 * config.ndeconvfilters[0]
+    z = keras.Input((config.noise_vect_len,), name="z")
+    x = keras.layers.Dense(
+        side * side * maps, use_bias=False, kernel_initializer=_normal(next(seeds)), dtype="float32"
+    )(z)
+    x = keras.layers.BatchNormalization(**_BATCH_NORM, dtype="float32")(x)
+    x = keras.layers.ReLU(dtype="float32")(x)
+    x = keras.layers.Reshape((side, side, maps), dtype="float32")(x)  # (n, side * side * maps) -> (n, side, side, maps)
+    if config.datafmt == "channels_first":
+        # Features are laid out channels_last in either format, so that weights do not depend on it.
+        x = keras.layers.Permute((3, 1, 2), dtype="float32")(x)  # -> (n, maps, side, side)
+    for layer, filters in enumerate(config.ndeconvfilters):
+        last = layer == config.nlayers - 1
+        x = Conv2DTransposeSame(
+            filters,
+            config.convkern,
+            config.convstride,
+            data_format=config.datafmt,
+            use_bias=last,
+            kernel_initializer=_normal(next(seeds)),
+            dtype="float32",
+            name="pre_activation" if last else None,
+        )(x)
+        if not last:
+            x = keras.layers.BatchNormalization(axis=config.channel_axis, **_BATCH_NORM, dtype="float32")(x)
+            x = keras.layers.ReLU(dtype="float32")(x)
+    if config.multichannel:
+        images = MultiChannelRescaling(config.datascale, config.channel_axis, dtype="float32")(x)
+    else:
+        images = keras.layers.Activation("tanh", dtype="float32")(x)
+    generator = Generator(z, images, name="generator")
+    generator.datascale = config.datascale
+    generator.noise_vect_len = config.noise_vect_len
+    return generator
+
+
+def build_discriminator(config: Config) -> keras.Model:
+    """Build the discriminator: convolutions with batch norm and LeakyReLU, flattened into one logit.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    keras.Model
+        Images in `datafmt`, as the generator makes them -> logits (n, 1), float32; no sigmoid.
+    """
+    seeds = _layer_seeds(config.seed, network=1)
+    normalised = config.discriminator_norm == "batch"
+    sides = (config.img_dim, config.img_dim)
+    first = config.datafmt == "channels_first"
+    images = keras.Input((config.channels, *sides) if first else (*sides, config.channels), name="images")
+    x = images
+    for filters in config.nconvfilters:
+        x = keras.layers.Conv2D(
+            filters,
+            config.convkern,
+            strides=config.convstride,
+            padding="same",
+            data_format=config.datafmt,
+            use_bias=not normalised,
+            kernel_initializer=keras.initializers.TruncatedNormal(stddev=_INITIAL_SIGMA, seed=next(seeds)),
+            dtype="float32",
+        )(x)
+        if normalised:
+            x = keras.layers.BatchNormalization(axis=config.channel_axis, **_BATCH_NORM, dtype="float32")(x)
+        x = keras.layers.LeakyReLU(0.2, dtype="float32")(x)
+    # Keras flattens channels_first maps in channels_last order: weights do not depend on the format.
+    x = keras.layers.Flatten(data_format=config.datafmt, dtype="float32")(x)  # -> (n, side * side * filters)
+    logits = keras.layers.Dense(1, kernel_initializer=_normal(next(seeds)), dtype="float32")(x)
+    return keras.Model(images, logits, name="discriminator")
+
+
+def with_pre_activation(generator: Generator) -> keras.Model:
+    """The same generator with two outputs: (images, u), u (n, N, N) the last pre-activation, of which s = tanh(u)."""
+    u = generator.get_layer("pre_activation").output
+    side = generator.output_shape[-2]
+    u = keras.layers.Reshape((side, side), dtype="float32")(u)  # (n, 1, N, N) or (n, N, N, 1) -> (n, N, N)
+    return keras.Model(generator.inputs, (generator.outputs[0], u))
+
+
+def density_from_pre_activation(u: tf.Tensor, datascale: float, max_log: float = _MAX_LOG_DENSITY) -> tf.Tensor:
+    """The density x = a exp(2u) [particles per voxel], its exponent clipped at `max_log`; any shape, float32."""
+    return tf.exp(tf.minimum(2.0 * u + math.log(datascale), max_log))
+
+
+def density_function(generator: Generator) -> tf.types.experimental.PolymorphicFunction:
+    """A compiled function z (n, noise_vect_len) -> densities (n, N, N), float32, with moving batch statistics."""
+    model = with_pre_activation(generator)
+
+    @tf.function(reduce_retracing=True)
+    def forward(z):
+        _, u = model(z, training=False)
+        return density_from_pre_activation(u, generator.datascale)
+
+    return forward
+
+
+def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Generator:
+    """Load a trained generator.
+
+    Parameters
+    ----------
+    run_folder : path
+        A run's folder, such as ``expts/base/run0``.
+    weights : str or path
+        ``best``, ``best_pspect``, ``last``, an epoch such as ``0009``, or the path of a ``*.weights.h5`` file.
+
+    Returns
+    -------
+    Generator
+        Ready to use: ``load_generator("expts/base/run0").sample(16)`` gives densities (16, N, N).
+
+    Raises
+    ------
+    UserError
+        If the run, its configuration or the weights are missing (the message names what there is), or the weights do
+        not fit the configuration.
+    """
+    run_folder = Path(run_folder)
+    generator = build_generator(load_run_config(run_folder))
+    path = find_weights(run_folder, weights)
+    try:
+        generator.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"weights {path} do not fit the configuration {run_folder / 'config.yaml'}, or are damaged: {error}"
+        ) from None
+    return generator
+
+
+def load_run_config(run_folder: str | Path) -> Config:
+    """The resolved configuration that a run left in its folder. Raises `UserError` if there is none."""
+    run_folder = Path(run_folder)
+    path = run_folder / "config.yaml"
+    if not path.is_file():
+        there = sorted(str(found.parent) for found in run_folder.parent.parent.glob("*/run*/config.yaml"))
+        runs = f"runs there: {', '.join(there)}" if there else "no runs there yet"
+        raise UserError(f"no run in {run_folder} (its config.yaml is missing); {runs}; train with train.py TAG RUN")
+    (tag,) = read_tags(path)
+    return load_config(path, tag)
+
+
+def find_weights(run_folder: Path, weights: str | Path) -> Path:
+    """The file of a generator's weights; `weights` as in `load_generator`. Raises `UserError` naming what there is."""
+    models = Path(run_folder) / "models"
+    path = Path(weights) if str(weights).endswith(".h5") else models / f"g_cosmo_{weights}.weights.h5"
+    if not path.is_file() and str(weights).isdigit():
+        path = models / f"g_cosmo{int(weights):04d}.weights.h5"
+    if not path.is_file():
+        names = sorted(found.name for found in models.glob("g_cosmo*.weights.h5"))
+        raise UserError(f"no weights {path}; there are: {', '.join(names) if names else f'none in {models}'}")
+    return path
+
+
+def _normal(seed: int) -> keras.initializers.Initializer:
+    return keras.initializers.RandomNormal(stddev=_INITIAL_SIGMA, seed=seed)
+
+
+def _layer_seeds(seed: int, network: int) -> Iterator[int]:
+    """An endless supply of independent seeds, one per layer, from the run's seed."""
+    for layer in range(1_000_000):
+        yield int(np.random.SeedSequence((seed, network, layer)).generate_state(1)[0] >> 1)

@@ -1,0 +1,305 @@
+"""The GAN: both networks, their optimisers, and the training step. All that a run changes lives in one object."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from networks.dcgan import (
+    build_discriminator,
+    build_generator,
+    density_from_pre_activation,
+    with_pre_activation,
+)
+from networks.layers import RESCALE
+from networks.losses import crossentropy, r1_penalty, ring_weights, spectral_loss
+from utils.config import Config
+from utils.transforms import invtransform, transform
+
+# Densities in the spectral loss are clipped here [particles per voxel]: some 25 times the brightest known pixel.
+_MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
+
+# Independent streams of random numbers of one step.
+_NOISE, _FLIPS, _AUGMENTATION = range(3)
+
+
+class GAN:
+    """A generator and a discriminator in training.
+
+    Parameters
+    ----------
+    config : Config
+    total_steps : int, optional
+        Length of the run, which the cosine learning-rate schedule needs.
+    target_power : tuple of ndarray, each (N/2,), optional
+        Ring power of the training set in s and in density, in the units of `networks.losses.mean_ring_power`; the
+        spectral loss needs it.
+
+    Attributes
+    ----------
+    step : int
+        Training steps done.
+    generator, discriminator : keras.Model
+    average_generator : Generator or None
+        The moving average of the generator's weights, with `ema_decay` above 0.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        total_steps: int | None = None,
+        target_power: tuple[np.ndarray, np.ndarray] | None = None,
+    ):
+        if config.lr_schedule != "constant" and total_steps is None:
+            raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
+        if config.spectral_weight > 0 and target_power is None:
+            raise ValueError(f"spectral_weight = {config.spectral_weight} needs target_power")
+        self.config = config
+        self.total_steps = total_steps
+        self.step = 0
+        self.generator = build_generator(config)
+        self.discriminator = build_discriminator(config)
+        self.average_generator = build_generator(config) if config.ema_decay > 0 else None
+        self.generator_optimizer = _adam(config.learn_rate[0], config, self.generator)
+        self.discriminator_optimizer = _adam(config.learn_rate[1], config, self.discriminator)
+        self._generator_with_u = with_pre_activation(self.generator)
+        if config.spectral_weight > 0:
+            self._target_power = [tf.constant(power, tf.float32) for power in target_power]
+            self._ring_weights = tf.constant(ring_weights(config.img_dim))
+        self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
+        self.loss_names += ("r1_penalty",) * (config.r1_weight > 0) + ("spectral_loss",) * (config.spectral_weight > 0)
+        # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
+        self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
+        self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
+
+    # ------------------------------------------------------------------------------------------------ the interface
+
+    def train_step(self, real, z, flips) -> dict[str, tf.Tensor]:
+        """One full step: `DG_update_ratio` discriminator updates and one generator update.
+
+        Parameters
+        ----------
+        real : array, (n, N, N, 1), float32
+            Training slices, transformed: s in [-1, 1).
+        z : array, (n, noise_vect_len), float32
+        flips : array, (n,), bool
+            Where true, the sample's real and fake label are both flipped.
+
+        Returns
+        -------
+        dict of str to scalar float32 tensor
+            d_loss, d_real_loss, d_fake_loss (means over the step's updates), g_loss, d_real_prob, d_fake_prob (mean
+            predicted probability of being real), and the penalties that are switched on.
+        """
+        step, with_r1 = self._advance()
+        real, z = tf.cast(real, tf.float32), tf.cast(z, tf.float32)
+        return self._compiled_update(real, z, tf.reshape(tf.cast(flips, tf.float32), [-1, 1]), step, with_r1)
+
+    def train_on_densities(self, densities) -> dict[str, tf.Tensor]:
+        """One full step on raw slices; noise, label flips and augmentation follow from the seed and the step.
+
+        Parameters
+        ----------
+        densities : array, (n, N, N), int or float
+            Particles per voxel.
+
+        Returns
+        -------
+        dict of str to scalar float32 tensor
+            As `train_step` returns it. Reading a value waits for the device.
+        """
+        step, with_r1 = self._advance()
+        return self._compiled_step(tf.convert_to_tensor(densities), step, with_r1)
+
+    @property
+    def sampling_generator(self):
+        """The generator that results are drawn from: the averaged one, where averaging is on."""
+        return self.average_generator or self.generator
+
+    def mean_losses(self) -> dict[str, float]:
+        """Means of the losses since `reset_losses`; those that no step computed are left out."""
+        sums, counts = self._loss_sums.numpy(), self._loss_counts.numpy()
+        return {name: float(s / c) for name, s, c in zip(self.loss_names, sums, counts, strict=True) if c > 0}
+
+    def reset_losses(self) -> None:
+        """Begin a new period of `mean_losses`."""
+        self._loss_sums.assign(tf.zeros_like(self._loss_sums))
+        self._loss_counts.assign(tf.zeros_like(self._loss_counts))
+
+    def state(self) -> dict[str, tf.Variable | keras.Variable]:
+        """Every variable that training changes, by a unique name; `step` stands beside them."""
+        groups = {
+            "generator": self.generator.weights,
+            "discriminator": self.discriminator.weights,
+            "generator_optimizer": self.generator_optimizer.variables,
+            "discriminator_optimizer": self.discriminator_optimizer.variables,
+            "losses": [self._loss_sums, self._loss_counts],
+        }
+        if self.average_generator is not None:
+            groups["average_generator"] = self.average_generator.weights
+        # Names of variables repeat in Keras 3; their order in a model is fixed.
+        return {f"{group}/{i:03d}": v for group, variables in groups.items() for i, v in enumerate(variables)}
+
+    # ------------------------------------------------------------------------------------------------- inside a step
+
+    def _advance(self) -> tuple[tf.Tensor, bool]:
+        """Count the step; say whether it is one with an R1 penalty. The two kinds are compiled separately."""
+        step = self.step
+        self.step += 1
+        return tf.constant(step, tf.int64), self.config.r1_weight > 0 and step % self.config.r1_interval == 0
+
+    @tf.function(reduce_retracing=True)
+    def _compiled_step(self, densities, step, with_r1):
+        n = tf.shape(densities)[0]
+        z = tf.random.stateless_normal((n, self.config.noise_vect_len), self._stream(_NOISE, step))
+        flips = tf.random.stateless_uniform((n, 1), self._stream(_FLIPS, step)) < self.config.label_flip
+        real = transform(tf.cast(densities, tf.float32)[..., None], self.config.datascale)  # (n, N, N) -> (n, N, N, 1)
+        if self.config.augment:
+            real = random_symmetry(real, self._stream(_AUGMENTATION, step))
+        return self._update(real, z, tf.cast(flips, tf.float32), step, with_r1)
+
+    @tf.function(reduce_retracing=True)
+    def _compiled_update(self, real, z, flips, step, with_r1):
+        return self._update(real, z, flips, step, with_r1)
+
+    def _update(self, real, z, flips, step, with_r1):
+        """The step itself. The generator runs forward once; its fakes serve all updates."""
+        self._set_learning_rates(step)
+        real_images = images_from_s(real, self.config)
+        with tf.GradientTape() as tape:
+            fake_images, u = self._generator_with_u(z, training=True)
+            with tape.stop_recording():
+                losses = self._update_discriminator(real_images, fake_images, flips, with_r1)
+            # The discriminator sees batch statistics here too, but its moving statistics, which a stateless call
+            # returns instead of storing, must not move for the generator's update.
+            logits, _ = self.discriminator.stateless_call(
+                self.discriminator.trainable_variables,
+                self.discriminator.non_trainable_variables,
+                fake_images,
+                training=True,
+            )
+            losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
+            if self.config.spectral_weight > 0:
+                losses["spectral_loss"] = self._spectral_loss(u)
+                total += self.config.spectral_weight * losses["spectral_loss"]
+        gradients = tape.gradient(total, self.generator.trainable_variables)
+        self.generator_optimizer.apply(gradients, self.generator.trainable_variables)
+        self._update_average(step)
+        self._add_losses(losses)
+        return losses
+
+    def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> dict[str, tf.Tensor]:
+        """`DG_update_ratio` updates, on the real and on the fake batch in turn; means of their losses."""
+        rounds = []
+        for _ in range(self.config.DG_update_ratio // 2):
+            real_loss, real_prob, penalty = self._fit_labels(real_images, 1.0 - flips, with_r1)
+            fake_loss, fake_prob, _ = self._fit_labels(fake_images, flips, with_r1=False)
+            d_loss = 0.5 * (real_loss + fake_loss)
+            rounds.append((d_loss, real_loss, fake_loss, real_prob, fake_prob, penalty))
+        means = [tf.reduce_mean(tf.stack(values)) for values in zip(*rounds, strict=True)]
+        names = ("d_loss", "d_real_loss", "d_fake_loss", "d_real_prob", "d_fake_prob", "r1_penalty")
+        losses = dict(zip(names, means, strict=True))
+        return losses if with_r1 else {name: loss for name, loss in losses.items() if name != "r1_penalty"}
+
+    def _fit_labels(self, images, labels, with_r1) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """One discriminator update; gives the loss, the mean probability of being real, and the R1 penalty."""
+        with tf.GradientTape() as tape:
+            logits = self.discriminator(images, training=True)
+            total = loss = crossentropy(labels, logits)
+            penalty = tf.zeros(())
+            if with_r1:
+                penalty = r1_penalty(self._discriminator_without_update, images)
+                # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
+                total += self.config.r1_weight * self.config.r1_interval * penalty
+        gradients = tape.gradient(total, self.discriminator.trainable_variables)
+        self.discriminator_optimizer.apply(gradients, self.discriminator.trainable_variables)
+        return loss, tf.reduce_mean(tf.sigmoid(logits)), penalty
+
+    def _discriminator_without_update(self, images):
+        """Logits on batch statistics; the moving statistics stay."""
+        discriminator = self.discriminator
+        logits, _ = discriminator.stateless_call(
+            discriminator.trainable_variables, discriminator.non_trainable_variables, images, training=True
+        )
+        return logits
+
+    def _spectral_loss(self, u):
+        """Mean of the spectral losses in s and in density."""
+        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
+        terms = zip((tf.tanh(u), density), self._target_power, strict=True)
+        return 0.5 * tf.add_n([spectral_loss(fields, target, self._ring_weights) for fields, target in terms])
+
+    def _set_learning_rates(self, step):
+        """Follow the schedule: constant, or half a cosine from the full rate at step 0 to zero at the last step."""
+        if self.config.lr_schedule == "constant":
+            return
+        factor = 0.5 * (1.0 + tf.cos(math.pi * tf.cast(step, tf.float32) / self.total_steps))
+        optimizers = (self.generator_optimizer, self.discriminator_optimizer)
+        for optimizer, rate in zip(optimizers, self.config.learn_rate, strict=True):
+            optimizer.learning_rate.assign(rate * factor)
+
+    def _update_average(self, step):
+        """Move the average towards the generator; early on faster, so that the initial weights are soon forgotten."""
+        if self.average_generator is None:
+            return
+        warm_up = (1.0 + tf.cast(step, tf.float32)) / (10.0 + tf.cast(step, tf.float32))
+        decay = tf.minimum(self.config.ema_decay, warm_up)
+        for average, weight in zip(self.average_generator.weights, self.generator.weights, strict=True):
+            average.assign(decay * average + (1.0 - decay) * weight)
+
+    def _add_losses(self, losses):
+        self._loss_sums.assign_add(tf.stack([losses.get(name, tf.zeros(())) for name in self.loss_names]))
+        self._loss_counts.assign_add([float(name in losses) for name in self.loss_names])
+
+    def _stream(self, purpose: int, step):
+        """The seed of one purpose's random numbers in one step: a function of (seed, purpose, step) alone."""
+        return tf.random.experimental.stateless_fold_in(tf.constant((self.config.seed, purpose), tf.int64), step)
+
+
+def images_from_s(s: tf.Tensor, config: Config) -> tf.Tensor:
+    """Real slices as the discriminator sees them, like the generator's images.
+
+    Parameters
+    ----------
+    s : tensor, (n, N, N, 1), float32
+        Transformed densities in [-1, 1).
+    config : Config
+
+    Returns
+    -------
+    tensor, (n, channels, N, N) or (n, N, N, channels), float32
+        With `multichannel`, the second channel is tanh(x/1000) of the same density x.
+    """
+    images = s
+    if config.multichannel:
+        images = tf.concat([s, tf.tanh(invtransform(s, config.datascale) / RESCALE)], axis=-1)
+    if config.datafmt == "channels_first":
+        images = tf.transpose(images, (0, 3, 1, 2))
+    return images
+
+
+def random_symmetry(s: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Give each slice one of the eight symmetries of the square at random: the universe has no preferred direction.
+
+    Parameters
+    ----------
+    s : tensor, (n, N, N, 1)
+    seed : tensor, (2,), int
+
+    Returns
+    -------
+    tensor, (n, N, N, 1)
+    """
+    coins = tf.random.stateless_uniform((3, tf.shape(s)[0], 1, 1, 1), seed) < 0.5
+    s = tf.where(coins[0], tf.reverse(s, [1]), s)
+    s = tf.where(coins[1], tf.reverse(s, [2]), s)
+    return tf.where(coins[2], tf.transpose(s, (0, 2, 1, 3)), s)
+
+
+def _adam(learning_rate: float, config: Config, network: keras.Model) -> keras.optimizers.Adam:
+    """Adam, built at once: an unbuilt optimiser would silently skip its restored state."""
+    beta_1, beta_2 = config.adam_betas
+    optimizer = keras.optimizers.Adam(learning_rate, beta_1=beta_1, beta_2=beta_2)
+    optimizer.build(network.trainable_variables)
+    return optimizer

@@ -1,0 +1,231 @@
+"""The training step against a NumPy float64 twin, and the invariances that the design promises."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from networks.gan import GAN, images_from_s, random_symmetry
+from networks.losses import mean_ring_power, r1_penalty, ring_weights, spectral_loss
+from tests import numpy_twin
+from utils.statistics import power_spectrum
+from utils.transforms import transform
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def randomise(network, rng, sigma=0.3):
+    """Weights large enough that gradients stand far above float32 rounding."""
+    for weight in network.trainable_variables:
+        weight.assign(rng.normal(0.5 if weight.name == "gamma" else 0.0, sigma, weight.shape))
+
+
+def twin_of(network, kind, learning_rate):
+    return kind(
+        [w.numpy() for w in network.trainable_variables],
+        [w.numpy() for w in network.non_trainable_variables if "seed" not in w.name],
+        learning_rate,
+    )
+
+
+def inputs(config, rng, n=6):
+    density = rng.lognormal(-0.5, 1.5, (n, config.img_dim, config.img_dim, 1))
+    real = transform(density.astype(np.float32), config.datascale)
+    z = rng.normal(size=(n, config.noise_vect_len)).astype(np.float32)
+    return real, z, np.arange(n) == 2
+
+
+@pytest.mark.parametrize("datafmt", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("ratio", [2, 4])
+def test_steps_match_the_numpy_twin(tiny_config, rng, datafmt, ratio):
+    config = dataclasses.replace(tiny_config, datafmt=datafmt, DG_update_ratio=ratio)
+    gan = GAN(config)
+    randomise(gan.generator, rng)
+    randomise(gan.discriminator, rng)
+    generator = twin_of(gan.generator, numpy_twin.Generator, config.learn_rate[0])
+    discriminator = twin_of(gan.discriminator, numpy_twin.Discriminator, config.learn_rate[1])
+    for _ in range(3):
+        real, z, flips = inputs(config, rng)
+        losses = gan.train_step(real, z, flips)
+        expected = numpy_twin.train_step(
+            generator, discriminator, real.astype(np.float64), z.astype(np.float64), flips, ratio // 2
+        )
+        for name, value in expected.items():
+            assert float(losses[name]) == pytest.approx(value, rel=2e-4), name
+    for network, twin in ((gan.generator, generator), (gan.discriminator, discriminator)):
+        for weight, expected in zip(network.trainable_variables, twin.trainable, strict=True):
+            # Three Adam steps move a weight by up to 3 learning rates; rounding may cost a hundredth of that.
+            np.testing.assert_allclose(weight.numpy(), expected, rtol=0, atol=0.03 * twin.learning_rate)
+        for weight, expected in zip(network.non_trainable_variables, twin.moving, strict=True):
+            np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_weights_do_not_depend_on_the_data_format(tiny_config, rng):
+    first = GAN(dataclasses.replace(tiny_config, datafmt="channels_first"))
+    last = GAN(dataclasses.replace(tiny_config, datafmt="channels_last"))
+    for a, b in ((first.generator, last.generator), (first.discriminator, last.discriminator)):
+        b.set_weights(a.get_weights())
+    z = rng.normal(size=(5, tiny_config.noise_vect_len)).astype(np.float32)
+    images_first, images_last = first.generator(z).numpy(), last.generator(z).numpy()
+    assert images_first.shape == (5, 2, 8, 8)
+    assert images_last.shape == (5, 8, 8, 2)
+    np.testing.assert_allclose(np.moveaxis(images_first, 1, -1), images_last, atol=1e-6)
+    np.testing.assert_allclose(first.discriminator(images_first), last.discriminator(images_last), atol=1e-5)
+
+
+def test_second_channel_is_of_the_same_density_for_real_and_generated(tiny_config, rng):
+    gan = GAN(dataclasses.replace(tiny_config, datafmt="channels_last"))
+    randomise(gan.generator, rng, sigma=1.0)
+    fake = gan.generator(rng.normal(size=(4, tiny_config.noise_vect_len)).astype(np.float32)).numpy().astype(float)
+    density = 4 * (1 + fake[..., 0]) / np.maximum(1 - fake[..., 0], 1e-7)
+    moderate = density < 1e4
+    assert moderate.mean() > 0.5
+    np.testing.assert_allclose(fake[..., 1][moderate], np.tanh(density[moderate] / 1000), atol=2e-3)
+
+    counts = rng.integers(0, 4000, (3, 8, 8, 1)).astype(np.float32)
+    real = images_from_s(transform(counts, 4.0), gan.config).numpy()
+    np.testing.assert_allclose(real[..., 1], np.tanh(counts[..., 0] / 1000), atol=1e-3)
+
+
+def test_saturated_generator_has_finite_gradients(tiny_config, rng):
+    """Where s rounds to 1 the textbook inverse of s(x) divides by zero; ours must not."""
+    gan = GAN(tiny_config)
+    gan.generator.trainable_variables[-1].assign([50.0])  # the bias of the last pre-activation
+    real, z, flips = inputs(tiny_config, rng)
+    gan.train_step(real, z, flips)
+    assert all(np.isfinite(weight.numpy()).all() for weight in gan.generator.weights)
+    assert np.isfinite(gan.generator.sample(3)).all()
+
+
+def test_generator_update_leaves_the_discriminators_statistics(tiny_config, rng):
+    """Over one step the moving statistics move once per discriminator update: twice, not three times."""
+    config = dataclasses.replace(tiny_config, learn_rate=(1e-4, 1e-30))
+    gan = GAN(config)
+    real, z, flips = inputs(config, rng)
+    first = gan.discriminator.layers[1]
+    fake = gan.generator(z, training=True)
+    batch_means = [
+        keras.ops.mean(first(images), axis=(0, 2, 3)).numpy() for images in (images_from_s(real, config), fake)
+    ]
+    gan.train_step(real, z, flips)
+    moving_mean = gan.discriminator.non_trainable_variables[0].numpy()
+    np.testing.assert_allclose(moving_mean, 0.9 * 0.1 * batch_means[0] + 0.1 * batch_means[1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_is_a_function_of_seed_and_step(tiny_config, rng):
+    config = dataclasses.replace(tiny_config, label_flip=0.3, augment=True)
+    counts = rng.integers(0, 50, (2, 6, 8, 8)).astype(np.int16)
+    runs = []
+    for start in (0, 0, 1):
+        gan = GAN(config)
+        gan.step = start
+        runs.append({name: float(loss) for name, loss in gan.train_on_densities(counts[0]).items()})
+    assert runs[0] == runs[1]
+    assert runs[0] != runs[2]
+    other = GAN(dataclasses.replace(config, seed=1))
+    assert {name: float(loss) for name, loss in other.train_on_densities(counts[0]).items()} != runs[0]
+
+
+def test_losses_are_averaged_since_the_last_reset(tiny_config, rng):
+    gan = GAN(tiny_config)
+    steps = [gan.train_step(*inputs(tiny_config, rng)) for _ in range(3)]
+    for name, mean in gan.mean_losses().items():
+        assert mean == pytest.approx(np.mean([float(losses[name]) for losses in steps]), rel=1e-5)
+    gan.reset_losses()
+    assert gan.mean_losses() == {}
+
+
+def test_average_generator_follows_its_definition(tiny_config, rng):
+    gan = GAN(dataclasses.replace(tiny_config, ema_decay=0.3))
+    expected = [weight.numpy().astype(float) for weight in gan.generator.weights]
+    for step in range(4):
+        gan.train_step(*inputs(tiny_config, rng))
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = [decay * e + (1 - decay) * w.numpy() for e, w in zip(expected, gan.generator.weights, strict=True)]
+    for weight, value in zip(gan.average_generator.weights, expected, strict=True):
+        np.testing.assert_allclose(weight.numpy(), value, rtol=1e-4, atol=1e-6)
+    assert gan.sampling_generator is gan.average_generator
+
+
+def test_cosine_schedule_ends_at_zero(tiny_config, rng):
+    config = dataclasses.replace(tiny_config, lr_schedule="cosine")
+    gan = GAN(config, total_steps=4)
+    for step in range(4):
+        gan.train_step(*inputs(config, rng))
+        factor = 0.5 * (1 + np.cos(np.pi * step / 4))
+        assert float(gan.generator_optimizer.learning_rate.numpy()) == pytest.approx(config.learn_rate[0] * factor)
+    with pytest.raises(ValueError, match="total_steps"):
+        GAN(config)
+
+
+def test_r1_penalty_of_a_known_discriminator(rng):
+    """D(x) = sum(w x²)/2 has gradient w x: the penalty is half the mean of |w x|²."""
+    images, w = rng.normal(size=(5, 2, 4, 4)).astype(np.float32), rng.normal(size=(2, 4, 4)).astype(np.float32)
+    weights = tf.Variable(w)
+    with tf.GradientTape() as tape:
+        penalty = r1_penalty(
+            lambda x: tf.reduce_sum(0.5 * weights * x**2, axis=(1, 2, 3))[:, None], tf.constant(images)
+        )
+    squares = np.sum((w * images) ** 2, axis=(1, 2, 3))
+    assert float(penalty) == pytest.approx(0.5 * squares.mean(), rel=1e-5)
+    np.testing.assert_allclose(tape.gradient(penalty, weights), w * (images**2).mean(0), rtol=1e-4)
+
+
+def test_r1_penalty_is_lazy_and_restrains_the_discriminator(tiny_config, rng):
+    config = dataclasses.replace(tiny_config, r1_weight=10.0, r1_interval=2)
+    gan = GAN(config)
+    steps = [gan.train_step(*inputs(config, rng)) for _ in range(4)]
+    assert ["r1_penalty" in losses for losses in steps] == [True, False, True, False]
+    assert gan.mean_losses()["r1_penalty"] == pytest.approx(
+        np.mean([float(losses["r1_penalty"]) for losses in steps[::2]]), rel=1e-5
+    )
+
+
+def test_ring_power_is_that_of_the_statistics(rng):
+    fields = rng.lognormal(size=(4, 16, 16)).astype(np.float32)
+    power = mean_ring_power(tf.constant(fields), tf.constant(ring_weights(16))).numpy()
+    mean = fields.mean(dtype=float)
+    expected = power_spectrum(fields, mean=mean).power.mean(0) * 16**2 * mean**2
+    np.testing.assert_allclose(power, expected, rtol=1e-4)
+
+
+def test_spectral_loss_value_and_gradient(rng):
+    fields = rng.lognormal(size=(3, 8, 8)).astype(np.float32)
+    weights = tf.constant(ring_weights(8))
+    target = tf.constant(rng.lognormal(3, 0.3, 4).astype(np.float32))
+
+    def loss(values):
+        return float(spectral_loss(tf.constant(values, tf.float32), target, weights))
+
+    power = np.abs(np.fft.rfft2(fields.astype(float))).reshape(3, -1) ** 2 @ weights.numpy()
+    assert loss(fields) == pytest.approx(np.mean(np.log(power.mean(0) / target.numpy()) ** 2), rel=1e-4)
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(fields)
+        value = spectral_loss(variable, target, weights)
+    gradient = tape.gradient(value, variable).numpy()
+    direction = rng.normal(size=fields.shape).astype(np.float32)
+    h = 1e-2
+    slope = (loss(fields + h * direction) - loss(fields - h * direction)) / (2 * h)
+    assert np.sum(gradient * direction) == pytest.approx(slope, rel=2e-2)
+
+
+def test_spectral_loss_draws_the_generator_to_the_target(tiny_config, rng):
+    config = dataclasses.replace(tiny_config, spectral_weight=1.0, learn_rate=(1e-2, 1e-9))
+    target = np.full(4, 30.0), np.full(4, 300.0)
+    gan = GAN(config, target_power=target)
+    losses = [float(gan.train_step(*inputs(config, rng, n=16))["spectral_loss"]) for _ in range(60)]
+    assert np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
+
+
+def test_random_symmetry_draws_all_eight_and_nothing_else(rng):
+    square = rng.normal(size=(4, 4)).astype(np.float32)
+    drawn = random_symmetry(tf.tile(square[None, ..., None], (400, 1, 1, 1)), tf.constant([3, 4])).numpy()[..., 0]
+    allowed = [np.rot90(flip, turns) for flip in (square, square.T) for turns in range(4)]
+    counts = [sum(np.array_equal(image, symmetry) for image in drawn) for symmetry in allowed]
+    assert sum(counts) == 400
+    assert min(counts) > 20
