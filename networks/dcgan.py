@@ -26,6 +26,7 @@ class Generator(keras.Model):
 
     datascale: float
     noise_vect_len: int
+    dequantised: bool
 
     def sample(self, number: int, seed: int = 0, progress: bool = False) -> np.ndarray:
         """Draw slices of generated universes.
@@ -42,16 +43,10 @@ class Generator(keras.Model):
         Returns
         -------
         ndarray, (number, N, N), float32
-            Densities [particles per voxel; the cosmic mean is 1].
+            Densities [particles per voxel; the cosmic mean is 1]; whole numbers where the training data were
+            dequantised.
         """
-        forward = density_function(self)
-        batches = []
-        for start in tqdm(range(0, number, _SAMPLING_BATCH), "generate", disable=None if progress else True):
-            # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
-            z = tf.random.stateless_normal((_SAMPLING_BATCH, self.noise_vect_len), seed=(seed, start))
-            batches.append(forward(z).numpy())
-        side = self.output_shape[-2]
-        return np.concatenate([np.empty((0, side, side), np.float32), *batches])[:number]
+        return draw_slices(density_function(self), self, number, seed, progress)
 
 
 def build_generator(config: Config) -> Generator:
@@ -101,6 +96,7 @@ def build_generator(config: Config) -> Generator:
     generator = Generator(z, images, name="generator")
     generator.datascale = config.datascale
     generator.noise_vect_len = config.noise_vect_len
+    generator.dequantised = config.dequantise
     return generator
 
 
@@ -162,9 +158,22 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
     @tf.function(reduce_retracing=True)
     def forward(z):
         _, u = model(z, training=False)
-        return density_from_pre_activation(u, generator.datascale)
+        density = density_from_pre_activation(u, generator.datascale)
+        return tf.floor(density) if generator.dequantised else density
 
     return forward
+
+
+def draw_slices(forward, generator: Generator, number: int, seed: int, progress: bool = False) -> np.ndarray:
+    """Slices of generated universes, as `Generator.sample` describes them; `forward` is its `density_function`."""
+    side = generator.output_shape[-2]
+    slices = np.empty((number, side, side), np.float32)
+    for start in tqdm(range(0, number, _SAMPLING_BATCH), "generate", disable=None if progress else True):
+        # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
+        batch_seed = tf.constant((seed, start), tf.int64)
+        z = tf.random.stateless_normal((_SAMPLING_BATCH, generator.noise_vect_len), batch_seed)
+        slices[start : start + _SAMPLING_BATCH] = forward(z)[: number - start]
+    return slices
 
 
 def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Generator:

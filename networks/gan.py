@@ -10,6 +10,8 @@ from networks.dcgan import (
     build_discriminator,
     build_generator,
     density_from_pre_activation,
+    density_function,
+    draw_slices,
     with_pre_activation,
 )
 from networks.layers import RESCALE
@@ -21,7 +23,7 @@ from utils.transforms import invtransform, transform
 _MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
 
 # Independent streams of random numbers of one step.
-_NOISE, _FLIPS, _AUGMENTATION = range(3)
+_NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION = range(4)
 
 
 class GAN:
@@ -64,6 +66,7 @@ class GAN:
         self.generator_optimizer = _adam(config.learn_rate[0], config, self.generator)
         self.discriminator_optimizer = _adam(config.learn_rate[1], config, self.discriminator)
         self._generator_with_u = with_pre_activation(self.generator)
+        self._density_function = density_function(self.sampling_generator)
         if config.spectral_weight > 0:
             self._target_power = [tf.constant(power, tf.float32) for power in target_power]
             self._ring_weights = tf.constant(ring_weights(config.img_dim))
@@ -117,10 +120,23 @@ class GAN:
         """The generator that results are drawn from: the averaged one, where averaging is on."""
         return self.average_generator or self.generator
 
+    def sample(self, number: int, seed: int) -> np.ndarray:
+        """Densities (number, N, N), float32, from `sampling_generator` as it is now."""
+        return draw_slices(self._density_function, self.sampling_generator, number, seed)
+
     def mean_losses(self) -> dict[str, float]:
         """Means of the losses since `reset_losses`; those that no step computed are left out."""
         sums, counts = self._loss_sums.numpy(), self._loss_counts.numpy()
         return {name: float(s / c) for name, s, c in zip(self.loss_names, sums, counts, strict=True) if c > 0}
+
+    def is_finite(self) -> bool:
+        """Whether every weight of both networks is a finite number."""
+        return bool(self._weights_are_finite())
+
+    @tf.function
+    def _weights_are_finite(self):
+        weights = self.generator.weights + self.discriminator.weights
+        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(weight)) for weight in weights])
 
     def reset_losses(self) -> None:
         """Begin a new period of `mean_losses`."""
@@ -141,6 +157,21 @@ class GAN:
         # Names of variables repeat in Keras 3; their order in a model is fixed.
         return {f"{group}/{i:03d}": v for group, variables in groups.items() for i, v in enumerate(variables)}
 
+    def load_state(self, arrays: dict[str, np.ndarray], step: int) -> None:
+        """Take up a state that `state` gave, at the step that it belongs to.
+
+        Raises
+        ------
+        ValueError
+            If names or shapes are not those of this GAN.
+        """
+        variables = self.state()
+        if variables.keys() != arrays.keys():
+            raise ValueError(f"the state has other variables: {sorted(variables.keys() ^ arrays.keys())}")
+        for name, variable in variables.items():
+            variable.assign(arrays[name])
+        self.step = step
+
     # ------------------------------------------------------------------------------------------------- inside a step
 
     def _advance(self) -> tuple[tf.Tensor, bool]:
@@ -154,7 +185,11 @@ class GAN:
         n = tf.shape(densities)[0]
         z = tf.random.stateless_normal((n, self.config.noise_vect_len), self._stream(_NOISE, step))
         flips = tf.random.stateless_uniform((n, 1), self._stream(_FLIPS, step)) < self.config.label_flip
-        real = transform(tf.cast(densities, tf.float32)[..., None], self.config.datascale)  # (n, N, N) -> (n, N, N, 1)
+        densities = tf.cast(densities, tf.float32)
+        if self.config.dequantise:
+            # Pixels are counts; without the noise, being an integer would tell a real pixel from a generated one.
+            densities += tf.random.stateless_uniform(tf.shape(densities), self._stream(_DEQUANTISATION, step))
+        real = transform(densities[..., None], self.config.datascale)  # (n, N, N) -> (n, N, N, 1)
         if self.config.augment:
             real = random_symmetry(real, self._stream(_AUGMENTATION, step))
         return self._update(real, z, tf.cast(flips, tf.float32), step, with_r1)

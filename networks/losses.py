@@ -3,6 +3,14 @@
 import numpy as np
 import tensorflow as tf
 
+from utils.config import Config
+from utils.slices import SliceSet
+from utils.statistics import ring_power
+from utils.transforms import transform
+
+# Slices that the targets of the spectral loss are averaged over: their mean is then known to a per cent or two.
+_TARGET_SLICES = 2048
+
 
 def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Binary cross-entropy straight from logits: stable where a sigmoid would saturate.
@@ -102,3 +110,19 @@ def spectral_loss(fields: tf.Tensor, target: tf.Tensor, weights: tf.Tensor) -> t
     tensor, scalar
     """
     return tf.reduce_mean(tf.square(tf.math.log(mean_ring_power(fields, weights) / target)))
+
+
+def target_power(config: Config, training: SliceSet) -> tuple[np.ndarray, np.ndarray] | None:
+    """What the spectral loss aims at: the mean power of training slices in s and in density; None where it is off.
+
+    Returns
+    -------
+    tuple of two ndarray, each (N/2,), float64
+        In the units of `mean_ring_power`.
+    """
+    if config.spectral_weight == 0:
+        return None
+    density = training.read(training.rows_spread(_TARGET_SLICES)).astype(np.float64)
+    if config.dequantise:
+        density += np.random.default_rng(config.seed).uniform(size=density.shape)
+    return tuple(ring_power(fields).mean(axis=0) for fields in (transform(density, config.datascale), density))

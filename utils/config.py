@@ -51,6 +51,7 @@ class Config:
 
     seed: int = _key("seed of every random number of the run", 0)
     augment: bool = _key("random flips, quarter turns and transpositions of the training slices", False)
+    dequantise: bool = _key("add uniform noise in [0, 1) to integer pixels; generated densities are floored", False)
     adam_betas: tuple[float, float] = _key("Adam's decay rates of the two moments", (0.5, 0.999))
     lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to zero)", "constant")
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
@@ -59,7 +60,7 @@ class Config:
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
     checkpt_samples: int = _key("generated slices per TensorBoard checkpoint", 512)
-    save_steps: int = _key("steps between complete checkpoints, beside those at TensorBoard checkpoints", 1000)
+    save_steps: int = _key("steps between complete checkpoints", 500)
     save_keep: int = _key("complete checkpoints kept", 2)
 
     def __post_init__(self):

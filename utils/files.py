@@ -10,8 +10,8 @@ from pathlib import Path
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, delete it otherwise.
 
-    The temporary name carries the process number, so that two processes never share one, and keeps the suffix,
-    from which several libraries choose the format. The data reach the disk (fsync) before the rename: after a
+    The temporary name carries the process number, so that two processes never share one, and ends as the final one,
+    since several libraries choose the format by the suffix. The data reach the disk (fsync) before the rename: after a
     power failure there is the old file or the new one, never a torn one.
 
     Parameters
@@ -25,7 +25,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         Where to write.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.partial{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".partial{os.getpid()}.{path.name}")
     try:
         yield temporary
         with open(temporary, "rb+") as written:

@@ -1,0 +1,224 @@
+#!/usr/bin/env python
+"""Train a GAN on slices of simulated universes.
+
+python train.py base 0              a new run in expts/base/run0
+python train.py base 0 --resume     go on with it, or begin it when there is nothing to go on with
+tensorboard --logdir expts          watch it
+"""
+
+import argparse
+import math
+import os
+from datetime import timedelta
+
+# Before TensorFlow is imported: its start-up notes would bury ours.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from tqdm import tqdm
+
+from utils.checkpoints import newest_checkpoint, save_checkpoint
+from utils.cli import EXIT_DIVERGED, ArgumentParser, UserError, run
+from utils.config import Config, load_config
+from utils.files import atomic_path
+from utils.logs import log, start_log
+from utils.runs import RunFolder
+from utils.slices import SliceSet, open_slices
+from utils.timing import Stopwatch
+
+# Weights are kept after every so many epochs, whatever their scores.
+EPOCHS_BETWEEN_WEIGHTS = 10
+
+
+class Diverged(UserError):
+    """Training has produced something that is no longer a finite number."""
+
+    exit_code = EXIT_DIVERGED
+
+
+def parse_arguments():
+    """Read the command line."""
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tag", metavar="TAG", help="which configuration: a tag of the configuration file")
+    parser.add_argument("run", metavar="RUN", help="number of the run, whose folder is expts/TAG/runRUN")
+    parser.add_argument("--resume", action="store_true", help="go on with the run, or begin it if there is none")
+    parser.add_argument("--config", default="config.yaml", metavar="FILE", help="default: config.yaml")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
+    )
+    return parser.parse_args()
+
+
+def main():
+    """Check everything, build everything, train: in this order, from top to bottom."""
+    arguments = parse_arguments()
+
+    # 1. Check configuration, data and folder. Until all of them are in order, nothing is written.
+    config = load_config(arguments.config, arguments.tag, arguments.overrides)
+    training = open_slices(config.dataname, "train", config.img_dim)
+    validation = open_slices(config.dataname, "val", config.img_dim)
+    check_slices(config, training, validation)
+    folder = RunFolder(config.tag, arguments.run)
+    changes = folder.check(config, arguments.resume)
+    checkpoint = newest_checkpoint(folder.checkpoints)
+
+    # 2. Begin the records, or bring them back to where the checkpoint was.
+    folder.create(config)
+    folder.cut_back(checkpoint.meta["records"] if checkpoint else {})
+    start_log(folder.log)
+    log.info("run %s", folder.path)
+    log.debug("configuration\n%s", config.to_yaml())
+    for key, (old, new) in changes.items():
+        log.warning("%s was %s, is %s from here on", key, old, new)
+    log.info("training slices: %s", describe(training))
+    log.info("validation slices: %s", describe(validation))
+
+    # 3. Build. TensorFlow takes seconds to import: whoever mistyped a key has heard of it by now.
+    from networks.gan import GAN
+    from networks.losses import target_power
+    from utils.monitor import Monitor
+    from utils.streaming import BatchStream, steps_per_epoch
+
+    epoch_steps = steps_per_epoch(training, config.batchsize)
+    total_steps = config.Nepochs * epoch_steps
+    gan = GAN(config, total_steps, target_power(config, training))
+    for network in (gan.generator, gan.discriminator):
+        network.summary(print_fn=log.debug, line_length=100)
+        log.info("%s: %s weights", network.name, f"{network.count_params():,}")
+    monitor = Monitor(config, validation, training.mean, folder)
+    if checkpoint:
+        gan.load_state(checkpoint.arrays, checkpoint.meta["step"])
+        monitor.best |= checkpoint.meta["best"]
+        log.info("resumed at step %d from %s", gan.step, checkpoint.path)
+
+    # 4. Train.
+    log.info("training: %d epochs of %d steps, %d steps in all", config.Nepochs, epoch_steps, total_steps)
+    watch, first_step = Stopwatch(), gan.step
+    batches = BatchStream(training, config.batchsize, config.seed, gan.step, total_steps)
+    bar = tqdm(total=total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
+    with batches, bar:
+        for densities in batches:
+            losses = gan.train_on_densities(densities)
+            step, last = gan.step, gan.step == total_steps
+            bar.update()
+
+            if step == first_step + 1 or step % config.print_batch == 0:
+                check_finite(gan, losses, folder)
+                log.info(progress_line(step, total_steps, epoch_steps, losses, pace(config, watch, step - first_step)))
+
+            if step == 1 or step % config.checkpt_batch == 0 or last:
+                check_finite(gan, losses, folder)
+                timing = pace(config, watch, step - first_step) | {"wait_share": batches.waited / watch.total}
+                with watch.measure("monitor"):
+                    evaluation = monitor.checkpoint(step, step / epoch_steps, gan.mean_losses(), gan.sample, timing)
+                    gan.reset_losses()
+                    for name in evaluation.improved:
+                        save_weights(gan, folder, f"_{name}")
+                log.info(score_line(step, evaluation))
+
+            epoch, rest = divmod(step, epoch_steps)
+            if rest == 0 and epoch % EPOCHS_BETWEEN_WEIGHTS == 0:
+                # Epochs count from 0 in the names, as they did in the old suite.
+                save_weights(gan, folder, f"{epoch - 1:04d}")
+            if last:
+                save_weights(gan, folder, "_last")
+            if step % config.save_steps == 0 or last:
+                check_finite(gan, losses, folder)
+                with watch.measure("saving"):
+                    save_state(gan, monitor, folder)
+
+    # 5. Say where the time went and what to do next.
+    shares = watch.shares() | {"waiting for data": batches.waited / watch.total}
+    log.info("time: %s in all; of it %s", duration(watch.total), ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
+    log.info("DONE; score the result with: python analyze_output.py %s %s", config.tag, arguments.run)
+
+
+def check_slices(config: Config, training: SliceSet, validation: SliceSet) -> None:
+    """Refuse slices that cannot be trained on with this configuration."""
+    if len(training) < config.batchsize:
+        raise UserError(
+            f"{training.path} has {len(training)} slices, fewer than one batch (batchsize {config.batchsize}); "
+            f"make more slices or lower batchsize"
+        )
+    if config.dequantise and training.dtype.kind == "f":
+        raise UserError(
+            f"dequantise = true needs integer pixels, {training.path} has {training.dtype}; set it to false"
+        )
+    if training.pixel_size != validation.pixel_size:
+        raise UserError(
+            f"{training.path} has pixels of {training.pixel_size} Mpc/h, {validation.path} of "
+            f"{validation.pixel_size} Mpc/h; slice both together"
+        )
+
+
+def describe(slices: SliceSet) -> str:
+    """One line on a slice file."""
+    return (
+        f"{slices.path}, {len(slices):,} of {slices.dim} x {slices.dim} pixels of {slices.pixel_size:g} Mpc/h, "
+        f"{slices.dtype}, density {slices.minimum:g} to {slices.maximum:g}, mean {slices.mean:.4f}"
+    )
+
+
+def check_finite(gan, losses: dict, folder: RunFolder) -> None:
+    """Stop a run that has diverged, before anything of it overwrites something good."""
+    bad = [name for name, loss in losses.items() if not math.isfinite(float(loss))]
+    if bad or not gan.is_finite():
+        raise Diverged(
+            f"training diverged: {', '.join(bad) or 'weights'} not finite at step {gan.step}; the last good state is in "
+            f"{folder.checkpoints}; resume with --resume and a lower learn_rate, such as --set learn_rate=[1e-4,1e-4]"
+        )
+
+
+def pace(config: Config, watch: Stopwatch, steps: int) -> dict[str, float]:
+    """Speed of this process so far: everything here depends on the clock."""
+    in_steps = watch.total - sum(watch.seconds.values())
+    return {
+        "seconds": watch.total,
+        "seconds_per_step": in_steps / steps,
+        "images_per_second": config.batchsize * steps / in_steps,
+        "all_seconds_per_step": watch.total / steps,
+        **{f"{activity}_share": share for activity, share in watch.shares().items()},
+    }
+
+
+def progress_line(step: int, total_steps: int, epoch_steps: int, losses: dict, timing: dict) -> str:
+    """The log line of a step: losses of this step, mean predicted probabilities, speed, time left."""
+    left = duration((total_steps - step) * timing["all_seconds_per_step"])
+    values = {name: float(loss) for name, loss in losses.items()}
+    extra = "".join(f" {name} {values[name]:.4f}" for name in ("r1_penalty", "spectral_loss") if name in values)
+    return (
+        f"step {step}/{total_steps} epoch {(step - 1) // epoch_steps + 1} | d_loss {values['d_loss']:.4f} "
+        f"g_loss {values['g_loss']:.4f}{extra} | real pred {values['d_real_prob']:.3f} "
+        f"fake pred {values['d_fake_prob']:.3f} | {timing['images_per_second']:.1f} images/s, {left} left"
+    )
+
+
+def score_line(step: int, evaluation) -> str:
+    """The log line of a TensorBoard checkpoint."""
+    shown = ("chisq", "chisq_pspect", "pspect_rms", "pspect_rms_s")
+    numbers = ", ".join(f"{name} {evaluation.scores[name]:.4g}" for name in shown)
+    best = f"; best so far by {' and '.join(evaluation.improved)}, saved" if evaluation.improved else ""
+    return f"checkpoint at step {step}: {numbers}{best}"
+
+
+def duration(seconds: float) -> str:
+    """A time span for people, such as 1:02:03."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def save_weights(gan, folder: RunFolder, name: str) -> None:
+    """Write the weights of both networks, the averaged generator's where averaging is on."""
+    for letter, network in (("g", gan.sampling_generator), ("d", gan.discriminator)):
+        with atomic_path(folder.models / f"{letter}_cosmo{name}.weights.h5") as temporary:
+            network.save_weights(temporary)
+
+
+def save_state(gan, monitor, folder: RunFolder) -> None:
+    """Write the complete state of the run."""
+    arrays = {name: variable.numpy() for name, variable in gan.state().items()}
+    meta = {"best": monitor.best, "records": folder.record_sizes()}
+    path = save_checkpoint(folder.checkpoints, gan.step, arrays, meta, keep=monitor.config.save_keep)
+    log.debug("state saved in %s", path)
+
+
+if __name__ == "__main__":
+    run(main)

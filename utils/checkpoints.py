@@ -1,0 +1,111 @@
+"""The complete state of a run on disk: one file per checkpoint, whole or absent, checked when it is read."""
+
+import json
+import os
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from utils.cli import UserError
+from utils.files import atomic_path
+
+FORMAT_VERSION = 1
+_META = "meta"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds: arrays by name, and whatever is not an array as plain JSON values."""
+
+    path: Path
+    arrays: dict[str, np.ndarray]
+    meta: dict
+
+
+def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return Path(folder) / f"state_{step:09d}.npz"
+
+
+def saved_steps(folder: str | os.PathLike) -> list[int]:
+    """Steps of which there are checkpoints, ascending."""
+    names = (re.fullmatch(r"state_(\d+)\.npz", path.name) for path in Path(folder).glob("state_*.npz"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def save_checkpoint(folder: str | os.PathLike, step: int, arrays: dict[str, np.ndarray], meta: dict, keep: int) -> Path:
+    """Write a checkpoint beside the older ones, read it back, and only then delete all but the newest `keep`.
+
+    Parameters
+    ----------
+    folder : path
+        Must exist.
+    step : int
+    arrays : dict of str to ndarray
+    meta : dict
+        JSON values.
+    keep : int
+        At least 1.
+
+    Returns
+    -------
+    Path
+        Of the new file.
+
+    Notes
+    -----
+    The file is NumPy's npz: a zip archive, uncompressed, in which every member carries its CRC-32, and no pickles.
+    """
+    path = checkpoint_path(folder, step)
+    text = json.dumps(meta | {"step": step, "format_version": FORMAT_VERSION})
+    with atomic_path(path) as temporary:
+        np.savez(temporary, **{_META: np.frombuffer(text.encode(), np.uint8)}, **arrays)
+        with zipfile.ZipFile(temporary) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise OSError(f"checkpoint {path}: {damaged} does not read back as written; is the disk failing?")
+    for old in saved_steps(folder)[:-keep]:
+        checkpoint_path(folder, old).unlink(missing_ok=True)
+    return path
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
+    """The newest checkpoint in a folder; None where there is none.
+
+    Raises
+    ------
+    UserError
+        If it is damaged.
+    """
+    steps = saved_steps(folder)
+    if not steps:
+        return None
+    try:
+        return load_checkpoint(checkpoint_path(folder, steps[-1]))
+    except ValueError as error:
+        older = f"an older one is there (step {steps[-2]})" if len(steps) > 1 else "there is no older one"
+        raise UserError(f"{error}; {older}; move the damaged file away and resume again") from None
+
+
+def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Read and check a checkpoint file.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, damaged, or not of this format; the message says how.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        meta = json.loads(arrays.pop(_META).tobytes())
+        version = meta["format_version"]
+    except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
+    if version > FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {version}, newer than {FORMAT_VERSION}: update this program")
+    return Checkpoint(path, arrays, meta)

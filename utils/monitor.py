@@ -1,0 +1,108 @@
+"""TensorBoard checkpoints: how good the generator is now, in numbers and pictures, beside the validation set."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils import plots
+from utils.config import Config
+from utils.runs import RunFolder
+from utils.scores import scores
+from utils.slices import SliceSet
+from utils.summaries import Summary, summarise
+from utils.tboard import EventLog
+
+_GRID = 16  # slices in the picture of samples
+
+# Scores that a training run is judged by, and the names under which the best weights are kept.
+BEST = {"chisq": "best", "chisq_pspect": "best_pspect"}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one TensorBoard checkpoint found."""
+
+    scores: dict[str, float]
+    improved: list[str]
+    """Names of the best weights that these now are: values of `BEST`."""
+
+
+class Monitor:
+    """Watches a run: scores, figures, TensorBoard events, metrics.jsonl, and the best scores so far.
+
+    Parameters
+    ----------
+    config : Config
+    validation : SliceSet
+    mean : float
+        Mean density of the training set [particles per voxel].
+    run : RunFolder
+
+    Attributes
+    ----------
+    best : dict of str to float
+        The best value so far of each score in `BEST`.
+    """
+
+    def __init__(self, config: Config, validation: SliceSet, mean: float, run: RunFolder):
+        self.config = config
+        self.run = run
+        self.best = dict.fromkeys(BEST, math.inf)
+        self.events = EventLog(run.events)
+        self._mean = mean
+        self._pixel_size = validation.pixel_size
+        rows = validation.rows_spread(config.checkpt_samples)
+        universe = None if validation.universe is None else validation.universe[rows]
+        images = validation.read(rows)
+        self._real = self._summarise(images, universe)
+        self._real_images = images[np.linspace(0, len(images) - 1, min(_GRID, len(images))).astype(int)]
+
+    def checkpoint(
+        self, step: int, epoch: float, losses: dict[str, float], sample: Callable[[int, int], np.ndarray], timing: dict
+    ) -> Evaluation:
+        """Score the generator and write down what there is to see.
+
+        Parameters
+        ----------
+        step : int
+            Training steps done.
+        epoch : float
+            Passes over the training set done.
+        losses : dict of str to float
+            Averages since the previous checkpoint.
+        sample : callable
+            (number, seed) -> generated densities (number, N, N).
+        timing : dict
+            Everything that depends on the clock.
+
+        Returns
+        -------
+        Evaluation
+        """
+        # The step is in the seed: with the same slices of noise each time, best weights would be tuned to them.
+        generated = sample(self._real.slices.sum(), self.config.seed + step)
+        summary = self._summarise(generated, None)
+        found = scores(summary, self._real)
+        better = [name for name in BEST if found[name] < self.best[name]]
+        self.best |= {name: found[name] for name in better}
+        self.events.write(step, losses | found, self._pictures(generated, summary))
+        record = {"step": step, "epoch": round(epoch, 6)} | losses | found
+        finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
+        self.run.append_metrics(finite | {"timing": timing})
+        return Evaluation(found, [BEST[name] for name in better])
+
+    def _summarise(self, images: np.ndarray, universe: np.ndarray | None) -> Summary:
+        return summarise(images, self.config.datascale, self._pixel_size, self._mean, universe)
+
+    def _pictures(self, generated: np.ndarray, summary: Summary) -> dict[str, np.ndarray]:
+        """The three pictures under the old suite's names, (H, W, 3 or 4) uint8."""
+        figures = {
+            "genimg": plots.sample_grid(
+                generated[:_GRID], self.config.cscale, self.config.datascale, self._pixel_size, real=self._real_images
+            ),
+            "pixhist": plots.pixel_histogram_figure(summary, self._real),
+            "pspect": plots.power_spectrum_figure(summary, self._real),
+        }
+        return {name: plots.to_rgb_array(figure) for name, figure in figures.items()}

@@ -1,0 +1,115 @@
+"""A run's folder: what lies where, whether it may be used, and its metrics file."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+from utils.cli import UserError
+from utils.config import Config, load_config
+from utils.files import write_text
+
+# A resumed run may change these and still be the run it was; any other key would make it another experiment.
+MAY_CHANGE = ("Nepochs", "print_batch", "checkpt_batch", "learn_rate", "save_steps", "save_keep")
+
+
+class RunFolder:
+    """The folder ``<expts>/<tag>/run<id>``. Nothing is written before `create`.
+
+    Parameters
+    ----------
+    tag, run : str
+        Name of the configuration, and the run's number (or name).
+    expts : path
+        Folder of all experiments.
+
+    Raises
+    ------
+    UserError
+        If `run` cannot be part of a folder's name.
+    """
+
+    def __init__(self, tag: str, run: str, expts: str | Path = "expts"):
+        if not re.fullmatch(r"[\w.-]+", run):
+            raise UserError(f"RUN = '{run}' is not allowed: it names a folder; use letters, digits and _ . - only")
+        self.path = Path(expts) / tag / f"run{run}"
+        self.config = self.path / "config.yaml"
+        self.log = self.path / "train.log"
+        self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "logs"
+        self.checkpoints = self.path / "checkpoints"
+        self.models = self.path / "models"
+        self.analysis = self.path / "analysis"
+
+    def check(self, config: Config, resume: bool) -> dict[str, tuple]:
+        """Make sure that a run may begin or go on here, without writing anything.
+
+        Returns
+        -------
+        dict of str to (old value, new value)
+            Keys of the configuration that differ from those of the run that is resumed.
+
+        Raises
+        ------
+        UserError
+            If there is a run and it is not to be resumed, if a key has changed that may not, or if the folder cannot
+            be written.
+        """
+        _check_writable(self.path)
+        if not self.path.is_dir() or not any(self.path.iterdir()):
+            return {}
+        if not resume:
+            raise UserError(
+                f"{self.path} already exists; continue that run with --resume, or choose another RUN for a new one"
+            )
+        if not self.config.is_file():
+            return {}
+        before, now = load_config(self.config, config.tag).as_dict(), config.as_dict()
+        changes = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
+        refused = {key: values for key, values in changes.items() if key not in MAY_CHANGE}
+        if refused:
+            listed = "; ".join(f"{key} was {old!r}, is now {new!r}" for key, (old, new) in refused.items())
+            raise UserError(
+                f"{self.path} cannot be resumed with another configuration: {listed}; only {', '.join(MAY_CHANGE)} "
+                f"may change. Give the old values, or start another RUN"
+            )
+        return changes
+
+    def create(self, config: Config) -> None:
+        """Make the folder and what it always holds."""
+        for folder in (self.events, self.checkpoints, self.models):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.config, config.to_yaml())
+
+    def append_metrics(self, record: dict) -> None:
+        """Add one line to metrics.jsonl and bring it to the disk."""
+        line = json.dumps(record, allow_nan=False) + "\n"
+        with open(self.metrics, "ab") as file:
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def record_sizes(self) -> dict[str, int]:
+        """Length in bytes of metrics.jsonl and of every event file, by their path in the folder."""
+        records = [self.metrics, *sorted(self.events.glob("events.out.tfevents.*"))]
+        return {str(path.relative_to(self.path)): path.stat().st_size for path in records if path.exists()}
+
+    def cut_back(self, sizes: dict[str, int]) -> None:
+        """Bring the records back to the lengths they had at a checkpoint, so that no step stands there twice."""
+        for name, size in self.record_sizes().items():
+            if name not in sizes:
+                (self.path / name).unlink()
+            elif size > sizes[name]:
+                with open(self.path / name, "rb+") as file:
+                    file.truncate(sizes[name])
+
+
+def _check_writable(path: Path) -> None:
+    """Refuse a folder that could not be made or written, by looking at the nearest one that exists."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"cannot make the folder {path}: {existing} is a file; move it out of the way")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write into {existing}, where {path} belongs; change its permissions")

@@ -1,0 +1,113 @@
+"""Training batches, read from disk while the device computes; which slices they hold follows from (seed, step)."""
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import tensorflow as tf
+
+from utils.slices import SliceSet
+
+# Batches read ahead: enough to hide a slow read, few enough to cost no memory.
+_READ_AHEAD = 4
+
+
+def steps_per_epoch(slices: SliceSet, batchsize: int) -> int:
+    """Whole batches in one pass over the slices; what is left over gets its turn in another epoch's order."""
+    return len(slices) // batchsize
+
+
+def rows_of_step(step: int, number: int, batchsize: int, seed: int) -> np.ndarray:
+    """The row numbers of one step's batch: a pure function of its arguments.
+
+    Every epoch is a new permutation of all rows, evaluated only where it is needed.
+
+    Parameters
+    ----------
+    step : int
+        Steps done before this one.
+    number : int
+        Slices in the training set, at least `batchsize`.
+    batchsize : int
+    seed : int
+        The run's seed.
+
+    Returns
+    -------
+    ndarray, (batchsize,), int64
+    """
+    epoch, batch = divmod(step, number // batchsize)
+    with tf.device("CPU"):
+        places = tf.range(batch * batchsize, (batch + 1) * batchsize, dtype=tf.int64)
+        last = tf.constant(number - 1, tf.int64)
+        return tf.random.experimental.index_shuffle(places, tf.constant((seed, epoch), tf.int64), last).numpy()
+
+
+class BatchStream:
+    """The batches of steps `first_step` up to `total_steps`, in order, read ahead by a thread.
+
+    Parameters
+    ----------
+    slices : SliceSet
+    batchsize, seed : int
+    first_step, total_steps : int
+        Where to begin, and where to end.
+
+    Attributes
+    ----------
+    waited : float
+        Seconds the consumer has waited for data so far.
+    """
+
+    def __init__(self, slices: SliceSet, batchsize: int, seed: int, first_step: int, total_steps: int):
+        self.waited = 0.0
+        self._slices = slices
+        self._rows = (rows_of_step(step, len(slices), batchsize, seed) for step in range(first_step, total_steps))
+        self._batches = queue.Queue(_READ_AHEAD)
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._read, name="slice reader", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield batches (batchsize, N, N) in the stored dtype; an error while reading is raised here."""
+        while True:
+            start = time.perf_counter()
+            batch = self._batches.get()
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """Stop reading. The slices stay open."""
+        self._closed.set()
+        self._thread.join()
+
+    def __enter__(self) -> "BatchStream":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _read(self) -> None:
+        try:
+            for rows in self._rows:
+                if not self._hand_over(self._slices.read(rows)):
+                    return
+            self._hand_over(None)
+        except Exception as error:  # raised again in the consumer's thread, by __iter__
+            self._hand_over(error)
+
+    def _hand_over(self, item) -> bool:
+        """Put an item in the queue unless the stream is closed meanwhile."""
+        while not self._closed.is_set():
+            try:
+                self._batches.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
