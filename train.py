@@ -8,14 +8,11 @@ tensorboard --logdir expts          watch it
 
 import argparse
 import math
-import os
 from datetime import timedelta
-
-# Before TensorFlow is imported: its start-up notes would bury ours.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from tqdm import tqdm
 
+from networks.device import start_tensorflow
 from utils.checkpoints import newest_checkpoint, save_checkpoint
 from utils.cli import EXIT_DIVERGED, ArgumentParser, UserError, run
 from utils.config import Config, load_config
@@ -73,6 +70,7 @@ def main():
     log.info("validation slices: %s", describe(validation))
 
     # 3. Build. TensorFlow takes seconds to import: whoever mistyped a key has heard of it by now.
+    log.info("computing on %s", start_tensorflow())
     from networks.gan import GAN
     from networks.losses import target_power
     from utils.monitor import Monitor
@@ -163,8 +161,8 @@ def check_finite(gan, losses: dict, folder: RunFolder) -> None:
     bad = [name for name, loss in losses.items() if not math.isfinite(float(loss))]
     if bad or not gan.is_finite():
         raise Diverged(
-            f"training diverged: {', '.join(bad) or 'weights'} not finite at step {gan.step}; the last good state is in "
-            f"{folder.checkpoints}; resume with --resume and a lower learn_rate, such as --set learn_rate=[1e-4,1e-4]"
+            f"training diverged: {', '.join(bad) or 'weights'} not finite at step {gan.step}; the last good state is "
+            f"in {folder.checkpoints}; resume with --resume and a lower learn_rate, such as --set learn_rate=[1e-4,1e-4]"
         )
 
 

@@ -11,14 +11,15 @@ from tqdm import tqdm
 
 from networks.layers import Conv2DTransposeSame, MultiChannelRescaling
 from utils.cli import UserError
-from utils.config import Config, load_config, read_tags
+from utils.config import Config
+from utils.runs import find_weights, load_run_config
 
 _BATCH_NORM = {"epsilon": 1e-5, "momentum": 0.9}
 _INITIAL_SIGMA = 0.02
 # e^20 a is some 10^9 particles per voxel, far above any universe; beyond it float32 would reach infinity.
 _MAX_LOG_DENSITY = 20.0
 # Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory.
-_SAMPLING_BATCH = 64
+_SAMPLING_BATCH = 128
 
 
 class Generator(keras.Model):
@@ -34,7 +35,7 @@ class Generator(keras.Model):
         Parameters
         ----------
         number : int
-            How many.
+            How many, at least 1.
         seed : int
             The same seed gives the same slices, and the first slices do not depend on `number`.
         progress : bool
@@ -46,7 +47,7 @@ class Generator(keras.Model):
             Densities [particles per voxel; the cosmic mean is 1]; whole numbers where the training data were
             dequantised.
         """
-        return draw_slices(density_function(self), self, number, seed, progress)
+        return np.concatenate(list(draw_slices(density_function(self), self, number, seed, progress)))
 
 
 def build_generator(config: Config) -> Generator:
@@ -164,16 +165,27 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
     return forward
 
 
-def draw_slices(forward, generator: Generator, number: int, seed: int, progress: bool = False) -> np.ndarray:
-    """Slices of generated universes, as `Generator.sample` describes them; `forward` is its `density_function`."""
-    side = generator.output_shape[-2]
-    slices = np.empty((number, side, side), np.float32)
+def draw_slices(forward, generator: Generator, number: int, seed: int, progress: bool = False) -> Iterator[np.ndarray]:
+    """Draw slices batch by batch, for sets of any size.
+
+    Parameters
+    ----------
+    forward : callable
+        The `density_function` of the generator.
+    generator : Generator
+    number, seed, progress
+        As for `Generator.sample`.
+
+    Yields
+    ------
+    ndarray, (n, N, N), float32
+        Densities; all batches together have `number` of them.
+    """
     for start in tqdm(range(0, number, _SAMPLING_BATCH), "generate", disable=None if progress else True):
         # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
         batch_seed = tf.constant((seed, start), tf.int64)
         z = tf.random.stateless_normal((_SAMPLING_BATCH, generator.noise_vect_len), batch_seed)
-        slices[start : start + _SAMPLING_BATCH] = forward(z)[: number - start]
-    return slices
+        yield forward(z).numpy()[: number - start]
 
 
 def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Generator:
@@ -207,30 +219,6 @@ def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Gene
             f"weights {path} do not fit the configuration {run_folder / 'config.yaml'}, or are damaged: {error}"
         ) from None
     return generator
-
-
-def load_run_config(run_folder: str | Path) -> Config:
-    """The resolved configuration that a run left in its folder. Raises `UserError` if there is none."""
-    run_folder = Path(run_folder)
-    path = run_folder / "config.yaml"
-    if not path.is_file():
-        there = sorted(str(found.parent) for found in run_folder.parent.parent.glob("*/run*/config.yaml"))
-        runs = f"runs there: {', '.join(there)}" if there else "no runs there yet"
-        raise UserError(f"no run in {run_folder} (its config.yaml is missing); {runs}; train with train.py TAG RUN")
-    (tag,) = read_tags(path)
-    return load_config(path, tag)
-
-
-def find_weights(run_folder: Path, weights: str | Path) -> Path:
-    """The file of a generator's weights; `weights` as in `load_generator`. Raises `UserError` naming what there is."""
-    models = Path(run_folder) / "models"
-    path = Path(weights) if str(weights).endswith(".h5") else models / f"g_cosmo_{weights}.weights.h5"
-    if not path.is_file() and str(weights).isdigit():
-        path = models / f"g_cosmo{int(weights):04d}.weights.h5"
-    if not path.is_file():
-        names = sorted(found.name for found in models.glob("g_cosmo*.weights.h5"))
-        raise UserError(f"no weights {path}; there are: {', '.join(names) if names else f'none in {models}'}")
-    return path
 
 
 def _normal(seed: int) -> keras.initializers.Initializer:

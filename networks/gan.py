@@ -122,7 +122,7 @@ class GAN:
 
     def sample(self, number: int, seed: int) -> np.ndarray:
         """Densities (number, N, N), float32, from `sampling_generator` as it is now."""
-        return draw_slices(self._density_function, self.sampling_generator, number, seed)
+        return np.concatenate(list(draw_slices(self._density_function, self.sampling_generator, number, seed)))
 
     def mean_losses(self) -> dict[str, float]:
         """Means of the losses since `reset_losses`; those that no step computed are left out."""

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from utils.cli import UserError
-from utils.config import Config, load_config
+from utils.config import Config, load_config, read_tags
 from utils.files import write_text
 
 # A resumed run may change these and still be the run it was; any other key would make it another experiment.
@@ -55,7 +55,7 @@ class RunFolder:
             If there is a run and it is not to be resumed, if a key has changed that may not, or if the folder cannot
             be written.
         """
-        _check_writable(self.path)
+        check_writable(self.path)
         if not self.path.is_dir() or not any(self.path.iterdir()):
             return {}
         if not resume:
@@ -104,7 +104,45 @@ class RunFolder:
                     file.truncate(sizes[name])
 
 
-def _check_writable(path: Path) -> None:
+def load_run_config(run_folder: str | Path) -> Config:
+    """The resolved configuration that a run left in its folder. Raises `UserError` if there is none."""
+    path = Path(run_folder) / "config.yaml"
+    if not path.is_file():
+        there = sorted(str(found.parent) for found in Path(run_folder).parent.parent.glob("*/run*/config.yaml"))
+        runs = f"runs there: {', '.join(there)}" if there else "no runs there yet"
+        raise UserError(f"no run in {run_folder}: its config.yaml is missing; {runs}; train with train.py TAG RUN")
+    (tag,) = read_tags(path)
+    return load_config(path, tag)
+
+
+def find_weights(run_folder: str | Path, weights: str | Path) -> Path:
+    """The file of a generator's weights.
+
+    Parameters
+    ----------
+    run_folder : path
+    weights : str or path
+        ``best``, ``best_pspect``, ``last``, the number of an epoch, or the path of a ``*.weights.h5`` file.
+
+    Raises
+    ------
+    UserError
+        If there is no such file; the message names those that there are.
+    """
+    models = Path(run_folder) / "models"
+    if str(weights).endswith(".h5"):
+        path = Path(weights)
+    elif str(weights).isdigit():
+        path = models / f"g_cosmo{int(weights):04d}.weights.h5"
+    else:
+        path = models / f"g_cosmo_{weights}.weights.h5"
+    if not path.is_file():
+        names = sorted(found.name for found in models.glob("g_cosmo*.weights.h5"))
+        raise UserError(f"no weights {path}; there are: {', '.join(names) if names else f'none in {models}'}")
+    return path
+
+
+def check_writable(path: Path) -> None:
     """Refuse a folder that could not be made or written, by looking at the nearest one that exists."""
     existing = path
     while not existing.exists() and existing != existing.parent:

@@ -1,0 +1,159 @@
+"""The configuration: what is read, what is refused, and in which words."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import OLD_KEYS
+from utils.cli import UserError
+from utils.config import KEYS, REQUIRED_KEYS, Config, load_config, read_tags
+
+
+def write(path, tags):
+    file = path / "config.yaml"
+    file.write_text(tags if isinstance(tags, str) else yaml.safe_dump(tags))
+    return file
+
+
+def test_the_nineteen_old_keys_are_enough_and_mean_the_old_recipe(tmp_path):
+    config = load_config(write(tmp_path, {"base": OLD_KEYS}), "base")
+    assert set(REQUIRED_KEYS) == set(OLD_KEYS)
+    assert len(REQUIRED_KEYS) == 19
+    assert (config.r1_weight, config.spectral_weight, config.ema_decay) == (0, 0, 0)
+    assert (config.adam_betas[0], config.discriminator_norm, config.lr_schedule) == (0.5, "batch", "constant")
+    assert not config.augment
+    assert not config.dequantise
+
+
+def test_the_shipped_file_has_the_base_of_the_old_suite():
+    config = load_config("config.yaml", "base")
+    assert config.as_dict() | {"img_dim": 128, "batchsize": 64} == config.as_dict()
+    assert config.nconvfilters == (64, 128, 256, 512)
+    assert config.ndeconvfilters == (256, 128, 64, 1)
+    assert (config.nlayers, config.convkern, config.convstride, config.noise_vect_len) == (4, 5, 2, 64)
+    assert (config.label_flip, config.datascale, config.learn_rate) == (0.01, 4.0, (0.0002, 0.0002))
+    assert (config.print_batch, config.checkpt_batch, config.Nepochs) == (20, 150, 200)
+    assert (config.dataname, config.cscale, config.datafmt, config.multichannel) == (
+        "raw",
+        "lin",
+        "channels_first",
+        True,
+    )
+
+
+def test_every_shipped_tag_is_valid_and_every_key_documented():
+    for tag in read_tags("config.yaml"):
+        load_config("config.yaml", tag)
+    readme = Path("README.md").read_text()
+    assert [key for key in KEYS if f"`{key}`" not in readme] == []
+
+
+def test_numbers_are_those_of_yaml_1_2(tmp_path):
+    text = yaml.safe_dump({"base": OLD_KEYS}).replace("label_flip: 0.01", "label_flip: 1e-2")
+    config = load_config(write(tmp_path, text), "base", ["learn_rate=[2e-4, 1E-3]", "seed=010", "print_batch=0x10"])
+    assert (config.label_flip, config.learn_rate, config.seed, config.print_batch) == (0.01, (2e-4, 1e-3), 10, 16)
+
+
+def test_anchors_and_merge_keys(tmp_path):
+    base = "\n".join(f"  {key}: {value}" for key, value in OLD_KEYS.items())
+    file = write(tmp_path, f"base: &BASE\n{base}\nchild:\n  <<: *BASE\n  batchsize: 9\n")
+    assert load_config(file, "child").batchsize == 9
+    assert load_config(file, "child").img_dim == 8
+
+
+def test_resolved_configuration_reads_back_equal(tmp_path, tiny_config):
+    file = tmp_path / "resolved.yaml"
+    file.write_text(tiny_config.to_yaml())
+    assert load_config(file, "tiny") == tiny_config
+
+
+def test_a_configuration_is_frozen(tiny_config):
+    with pytest.raises(AttributeError):
+        tiny_config.batchsize = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("batchsze=64", "unknown key 'batchsze'.*did you mean 'batchsize'"),
+        ("batchsize=64.5", "batchsize = 64.5 .*int"),
+        ("batchsize=true", "batchsize = True .*int"),
+        ("batchsize=0", "batchsize = 0 .*at least 1"),
+        ("batchsize=many", "batchsize = 'many'"),
+        ("batchsize=", "batchsize = None"),
+        ("multichannel=1", "multichannel = 1 .*true or false"),
+        ("nconvfilters=[1, 2, 3]", "nconvfilters = .*one entry per layer: nlayers is 2"),
+        ("nconvfilters=[1, 2.5]", "nconvfilters = "),
+        ("ndeconvfilters=[3, 2]", "ndeconvfilters = .*the last entry is 1"),
+        ("learn_rate=0.1", "learn_rate = 0.1 .*list of 2"),
+        ("learn_rate=[0.1, -1]", "learn_rate = .*positive"),
+        ("learn_rate=[0.1, .inf]", "learn_rate = inf.*finite"),
+        ("img_dim=10", "img_dim = 10 .*multiples of 4"),
+        ("img_dim=9", "img_dim = 9 .*even"),
+        ("convstride=6", "convkern = 5 .*at least convstride"),
+        ("DG_update_ratio=3", "DG_update_ratio = 3 .*even number"),
+        ("DG_update_ratio=0", "DG_update_ratio = 0 .*even number"),
+        ("label_flip=1.5", "label_flip = 1.5 .*between 0 and 1"),
+        ("datascale=0", "datascale = 0.0 .*positive"),
+        ("datafmt=NCHW", "datafmt = 'NCHW' .*channels_first or channels_last"),
+        ("cscale=log", "cscale = 'log' .*lin or pwr"),
+        ("ema_decay=1", "ema_decay = 1.0 .*below 1"),
+        ("batchsize", "expected KEY=VALUE"),
+        ("batchsize=[1", "not valid configuration YAML"),
+        ("batchsize=!!python/object/apply:os.getcwd []", "could not determine a constructor"),
+    ],
+)
+def test_a_bad_value_names_tag_key_value_and_what_is_allowed(tmp_path, override, words):
+    file = write(tmp_path, {"base": OLD_KEYS})
+    with pytest.raises(UserError, match=words) as caught:
+        load_config(file, "base", [override])
+    assert "base" in str(caught.value) or "--set" in str(caught.value)
+
+
+def test_missing_keys_are_all_named(tmp_path):
+    kept = {key: value for key, value in OLD_KEYS.items() if key not in ("seed", "batchsize", "Nepochs")}
+    with pytest.raises(UserError, match="missing keys batchsize, Nepochs"):
+        load_config(write(tmp_path, {"base": kept}), "base")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: [1, 2", "line 1.*not valid configuration YAML"),
+        ("base:\n  a: 1\n a: 2", "line 3"),
+        ("base: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("base: {batchsize: 1, batchsize: 2}", "'batchsize' is given twice"),
+        ("", "expected one mapping per tag.*nothing"),
+        ("- base", "expected one mapping per tag.*a list"),
+        ("base: 3", "tag 'base': expected a mapping"),
+        ("bas: {}", "no tag 'base'; did you mean 'bas'"),
+        ("other: {}", "no tag 'base'; tags there: other"),
+    ],
+)
+def test_a_broken_file_is_refused_in_one_line(tmp_path, text, words):
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, text), "base")
+    assert re.search(words, " ".join(str(caught.value).split()))
+
+
+def test_a_missing_or_unreadable_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml does not exist"):
+        load_config(tmp_path / "nowhere.yaml", "base")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"binary\.yaml cannot be read"):
+        load_config(tmp_path / "binary.yaml", "base")
+
+
+def test_reading_a_configuration_does_not_import_tensorflow():
+    code = "import utils.config, sys; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_derived_values(tiny_config):
+    assert (tiny_config.base_dim, tiny_config.channels, tiny_config.channel_axis) == (2, 2, 1)
+    with pytest.raises(UserError, match="letters, digits"):
+        Config(tag="a/b", **OLD_KEYS)

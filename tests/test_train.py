@@ -1,0 +1,252 @@
+"""train.py as a user runs it: what it leaves behind, resuming, and what it refuses."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from networks.dcgan import load_generator
+from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_config
+from utils.cli import UserError
+from utils.config import Config
+from utils.runs import RunFolder
+
+SCALARS = {"d_loss", "d_real_loss", "d_fake_loss", "g_loss", "chisq", "chisq_pspect"}
+IMAGES = {"genimg", "pixhist", "pspect"}
+# Training slices of the fixture: 2 universes of 4 planes and 2 x 2 corners; at 6 a batch, 5 steps an epoch.
+EPOCH = 5
+
+
+def train(folder, run, *arguments):
+    return run_script("train.py", "tiny", run, *arguments, cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def finished(sliced):
+    """A run of the nineteen old keys and nothing else, over ten epochs, uninterrupted."""
+    write_config(sliced, Nepochs=10, checkpt_batch=8)
+    process = train(sliced, 0)
+    assert process.returncode == 0, process.stderr
+    return sliced / "expts" / "tiny" / "run0", process
+
+
+def metrics(run):
+    """The lines of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "timing"} for line in lines]
+
+
+def events(run):
+    """(tag, step, value) of everything TensorBoard has, images as bytes."""
+    accumulator = EventAccumulator(str(run / "logs"), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return [
+        (tag, event.step, event.tensor_proto.SerializeToString())
+        for tag in accumulator.Tags()["tensors"]
+        for event in accumulator.Tensors(tag)
+    ]
+
+
+def weights(run, name):
+    with h5py.File(run / "models" / f"{name}.weights.h5") as file:
+        found = {}
+        file.visititems(lambda path, node: found.update({path: node[...]}) if isinstance(node, h5py.Dataset) else None)
+    return found
+
+
+def assert_same_run(one, other):
+    assert metrics(one) == metrics(other)
+    assert events(one) == events(other)
+    names = sorted(path.name for path in (one / "models").iterdir())
+    assert names == sorted(path.name for path in (other / "models").iterdir())
+    for name in names:
+        first, second = (weights(run, name.removesuffix(".weights.h5")) for run in (one, other))
+        assert first.keys() == second.keys()
+        for path in first:
+            np.testing.assert_array_equal(first[path], second[path])
+
+
+def test_a_run_leaves_what_the_design_says(finished):
+    run, process = finished
+    steps = 10 * EPOCH
+    assert [line["step"] for line in metrics(run)] == [1, *range(8, steps, 8), steps]
+    assert metrics(run)[0].keys() >= SCALARS
+    for name in ("best", "best_pspect", "last"):
+        assert (run / "models" / f"g_cosmo_{name}.weights.h5").is_file()
+        assert (run / "models" / f"d_cosmo_{name}.weights.h5").is_file()
+    assert (run / "models" / "g_cosmo0009.weights.h5").is_file()
+    assert not list(run.rglob("*.partial*"))
+    log = (run / "train.log").read_text()
+    assert "conv2d_transpose_same" in log  # the network summaries
+    assert re.search(r"real pred \d\.\d+ fake pred \d\.\d+ \| [\d.]+ images/s, [\d:]+ left", log)
+    assert "waiting for data" in log
+    assert process.stderr == ""
+
+
+def test_tensorboard_reads_the_events(finished):
+    run, _ = finished
+    found = events(run)
+    steps = [line["step"] for line in metrics(run)]
+    for tag in SCALARS | IMAGES:
+        assert [step for name, step, _ in found if name == tag] == steps, tag
+
+
+def test_losses_are_averages_since_the_previous_checkpoint(finished):
+    first = metrics(finished[0])[0]
+    log = (finished[0] / "train.log").read_text()
+    printed = re.search(r"step 1/50 .* d_loss ([\d.]+) g_loss ([\d.]+)", log)
+    assert float(printed[1]) == pytest.approx(first["d_loss"], abs=1e-4)
+    assert float(printed[2]) == pytest.approx(first["g_loss"], abs=1e-4)
+
+
+def test_a_finished_run_is_left_alone(finished):
+    run, _ = finished
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+    assert_refused(train(run.parents[2], 0), "run0 already exists", "--resume")
+    process = train(run.parents[2], 0, "--resume")
+    assert process.returncode == 0, process.stderr
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+    assert {p: b for p, b in after.items() if "tfevents" not in p.name} == {
+        p: b for p, b in before.items() if "tfevents" not in p.name
+    }
+
+
+def test_a_killed_run_resumes_as_the_same_run(finished, workplace):
+    """Killed with SIGKILL between a checkpoint of the state and the next, after more records had been written."""
+    write_config(workplace, Nepochs=10, checkpt_batch=8)
+    command = [sys.executable, "-u", ROOT / "train.py", "tiny", "0", "--set", "save_steps=7"]
+    with subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if "checkpoint at step 24" in line:
+                process.send_signal(signal.SIGKILL)
+                break
+    run = workplace / "expts" / "tiny" / "run0"
+    assert metrics(run)[-1]["step"] >= 24
+    assert not (run / "models" / "g_cosmo_last.weights.h5").exists()
+    resumed = train(workplace, 0, "--resume", "--set", "save_steps=7")
+    assert resumed.returncode == 0, resumed.stderr
+    assert re.search(r"resumed at step (21|28)", resumed.stdout)
+    assert_same_run(run, finished[0])
+
+
+def test_resume_starts_a_run_that_is_not_there(workplace):
+    process = train(workplace, 3, "--resume", "--set", "checkpt_batch=100")
+    assert process.returncode == 0, process.stderr
+    assert [line["step"] for line in metrics(workplace / "expts" / "tiny" / "run3")] == [1, EPOCH]
+
+
+def test_changed_keys(finished, workplace):
+    run = finished[0]
+    folder = run.parents[2]
+    assert_refused(
+        train(folder, 0, "--resume", "--set", "batchsize=5"), "batchsize was 6, is now 5", "may change", "learn_rate"
+    )
+    process = run_script("train.py", "tiny", "0", "--resume", "--set", "Nepochs=11", cwd=folder)
+    assert process.returncode == 0, process.stderr
+    assert "Nepochs was 10, is 11 from here on" in process.stdout
+    assert metrics(run)[-1]["step"] == 11 * EPOCH
+
+
+def test_old_npy_files_are_trained_on_as_they_are(workplace, sliced):
+    rng = np.random.default_rng(3)
+    for split, number in (("train", 13), ("val", 7)):
+        np.save(workplace / f"old_{split}.npy", rng.poisson(1.0, (number, 8, 8, 1)).astype(np.int16))
+    write_config(workplace, dataname=str(workplace / "old"), datafmt="channels_last", multichannel=False)
+    process = train(workplace, 0)
+    assert process.returncode == 0, process.stderr
+    assert metrics(workplace / "expts" / "tiny" / "run0")[-1]["step"] == 2
+    assert load_generator(workplace / "expts" / "tiny" / "run0", "last").sample(5).shape == (5, 8, 8)
+
+
+def test_every_option_together(workplace):
+    options = {
+        "augment": True,
+        "dequantise": True,
+        "discriminator_norm": "none",
+        "lr_schedule": "cosine",
+        "r1_weight": 1.0,
+        "r1_interval": 2,
+        "spectral_weight": 0.1,
+        "ema_decay": 0.9,
+        "adam_betas": [0.0, 0.99],
+        "DG_update_ratio": 4,
+    }
+    write_config(workplace, **options)
+    process = train(workplace, 0)
+    assert process.returncode == 0, process.stderr
+    run = workplace / "expts" / "tiny" / "run0"
+    assert {"r1_penalty", "spectral_loss"} <= metrics(run)[-1].keys()
+    counts = load_generator(run, "last").sample(4)
+    np.testing.assert_array_equal(counts, np.floor(counts))
+
+
+def test_divergence_stops_the_run_and_names_the_step(workplace):
+    process = train(workplace, 0, "--set", "learn_rate=[1e38, 1e38]", "--set", "Nepochs=3")
+    assert process.returncode == 3
+    assert re.search(r"error: training diverged: .* not finite at step \d+", process.stderr)
+    assert len(process.stderr.splitlines()) == 1
+    run = workplace / "expts" / "tiny" / "run0"
+    assert not (run / "models" / "g_cosmo_last.weights.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tin", "0"], ["no tag 'tin'", "did you mean 'tiny'"]),
+        (["tiny", "a/b"], ["RUN = 'a/b'"]),
+        (["tiny"], ["RUN", "--help"]),
+        (["tiny", "0", "--resum"], ["--resum"]),
+        (["tiny", "0", "--config", "none.yaml"], ["none.yaml does not exist"]),
+        (["tiny", "0", "--set", "batchsize=x"], ["batchsize = 'x'"]),
+        (["tiny", "0", "--set", "dataname=nothing"], ["nothing_train.h5", "slice_universes.py"]),
+        (["tiny", "0", "--set", "img_dim=16"], ["8 × 8", "img_dim"]),
+        (["tiny", "0", "--set", "batchsize=1000"], ["fewer than one batch", "batchsize 1000"]),
+    ],
+)
+def test_refused_before_anything_is_written(workplace, arguments, words):
+    assert_refused(run_script("train.py", *arguments, cwd=workplace), *words)
+    assert not (workplace / "expts").exists()
+
+
+def test_damaged_slices_are_refused(workplace, sliced):
+    damaged = workplace / "damaged"
+    damaged.mkdir()
+    for split in ("train", "val"):
+        content = (sliced / "data" / f"raw_{split}.h5").read_bytes()
+        (damaged / f"raw_{split}.h5").write_bytes(content if split == "val" else content[: len(content) // 2])
+    write_config(workplace, dataname=str(damaged / "raw"))
+    assert_refused(train(workplace, 0), "raw_train.h5")
+    assert not (workplace / "expts").exists()
+
+
+def test_float_slices_cannot_be_dequantised(workplace):
+    for split in ("train", "val"):
+        np.save(workplace / f"old_{split}.npy", np.ones((10, 8, 8, 1), np.float32))
+    write_config(workplace, dataname=str(workplace / "old"), dequantise=True)
+    assert_refused(train(workplace, 0), "dequantise", "integer")
+
+
+def test_expts_that_cannot_be_written(workplace):
+    (workplace / "expts").write_text("in the way")
+    assert_refused(train(workplace, 0), "expts is a file")
+
+
+def test_expts_without_permission(tmp_path, monkeypatch):
+    """Tests may run as root, whom no permission stops: the system's answer is replaced, not asked for."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UserError, match=r"cannot write into .*permissions"):
+        RunFolder("tiny", "0", tmp_path).check(Config(tag="tiny", **OLD_KEYS), resume=False)
+
+
+def test_help_explains():
+    process = run_script("train.py", "--help", cwd=ROOT)
+    assert process.returncode == 0
+    assert "--resume" in process.stdout
+    assert "expts/base/run0" in process.stdout
