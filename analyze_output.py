@@ -71,9 +71,7 @@ def main():
     from networks.dcgan import density_function, draw_slices, load_generator
 
     generator = load_generator(folder.path, weights)
-    batches = draw_slices(
-        density_function(generator), generator, arguments.num_samples, arguments.seed, progress=True
-    )
+    batches = draw_slices(density_function(generator), arguments.num_samples, arguments.seed, progress=True)
     provenance = {
         "tag": arguments.tag,
         "run": arguments.run,
@@ -139,9 +137,7 @@ def summarise_real(config: Config, slices: SliceSet, mean: float, number: int) -
         part = slice(start, start + BATCH)
         images = slices.read(rows[part])
         resolution = resolution or pixel_resolution(images)
-        added = summarise(
-            images, config.datascale, slices.pixel_size, mean, universe[part], block[part], resolution
-        )
+        added = summarise(images, config.datascale, slices.pixel_size, mean, universe[part], block[part], resolution)
         summary = added if summary is None else summary + added
     return summary, slices.read(slices.rows_spread(GRID))
 
@@ -150,9 +146,7 @@ def summarise_generated(config: Config, batches: Iterator[np.ndarray], real: Sum
     """Summarise generated slices as the real ones were; also give the first few to look at."""
     settings, summary, examples = real.settings, None, []
     for images in batches:
-        added = summarise(
-            images, config.datascale, settings.pixel_size, settings.mean, resolution=settings.resolution
-        )
+        added = summarise(images, config.datascale, settings.pixel_size, settings.mean, resolution=settings.resolution)
         summary = added if summary is None else summary + added
         examples.extend(images[: GRID - len(examples)])
     return summary, np.stack(examples)

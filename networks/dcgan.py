@@ -27,7 +27,7 @@ class Generator(keras.Model):
 
     datascale: float
     noise_vect_len: int
-    dequantised: bool
+    rounding: str
 
     def sample(self, number: int, seed: int = 0, progress: bool = False) -> np.ndarray:
         """Draw slices of generated universes.
@@ -44,10 +44,9 @@ class Generator(keras.Model):
         Returns
         -------
         ndarray, (number, N, N), float32
-            Densities [particles per voxel; the cosmic mean is 1]; whole numbers where the training data were
-            dequantised.
+            Densities [particles per voxel; the cosmic mean is 1]; whole numbers with `dequantise` or `count_noise`.
         """
-        return np.concatenate(list(draw_slices(density_function(self), self, number, seed, progress)))
+        return np.concatenate(list(draw_slices(density_function(self), number, seed, progress)))
 
 
 def build_generator(config: Config) -> Generator:
@@ -97,7 +96,7 @@ def build_generator(config: Config) -> Generator:
     generator = Generator(z, images, name="generator")
     generator.datascale = config.datascale
     generator.noise_vect_len = config.noise_vect_len
-    generator.dequantised = config.dequantise
+    generator.rounding = "down" if config.dequantise else "stochastic" if config.count_noise else "none"
     return generator
 
 
@@ -152,27 +151,41 @@ def density_from_pre_activation(u: tf.Tensor, datascale: float, max_log: float =
     return tf.exp(tf.minimum(2.0 * u + math.log(datascale), max_log))
 
 
+def round_stochastically(density: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Round up with a probability that leaves the mean: floor(x + uniform noise in [0, 1)); any shape, float32."""
+    return tf.floor(density + tf.random.stateless_uniform(tf.shape(density), seed))
+
+
 def density_function(generator: Generator) -> tf.types.experimental.PolymorphicFunction:
-    """A compiled function z (n, noise_vect_len) -> densities (n, N, N), float32, with moving batch statistics."""
+    """A compiled function that draws densities, with moving batch statistics.
+
+    Returns
+    -------
+    callable
+        (number, seed (2,) int64) -> densities (number, N, N), float32, rounded as the generator was trained for.
+    """
     model = with_pre_activation(generator)
 
     @tf.function(reduce_retracing=True)
-    def forward(z):
-        _, u = model(z, training=False)
+    def draw(number, seed):
+        _, u = model(tf.random.stateless_normal((number, generator.noise_vect_len), seed), training=False)
         density = density_from_pre_activation(u, generator.datascale)
-        return tf.floor(density) if generator.dequantised else density
+        if generator.rounding == "none":
+            return density
+        if generator.rounding == "down":
+            return tf.floor(density)
+        return round_stochastically(density, tf.random.experimental.stateless_fold_in(seed, 1))
 
-    return forward
+    return draw
 
 
-def draw_slices(forward, generator: Generator, number: int, seed: int, progress: bool = False) -> Iterator[np.ndarray]:
+def draw_slices(draw, number: int, seed: int, progress: bool = False) -> Iterator[np.ndarray]:
     """Draw slices batch by batch, for sets of any size.
 
     Parameters
     ----------
-    forward : callable
-        The `density_function` of the generator.
-    generator : Generator
+    draw : callable
+        The `density_function` of a generator.
     number, seed, progress
         As for `Generator.sample`.
 
@@ -183,9 +196,7 @@ def draw_slices(forward, generator: Generator, number: int, seed: int, progress:
     """
     for start in tqdm(range(0, number, _SAMPLING_BATCH), "generate", disable=None if progress else True):
         # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
-        batch_seed = tf.constant((seed, start), tf.int64)
-        z = tf.random.stateless_normal((_SAMPLING_BATCH, generator.noise_vect_len), batch_seed)
-        yield forward(z).numpy()[: number - start]
+        yield draw(_SAMPLING_BATCH, tf.constant((seed, start), tf.int64)).numpy()[: number - start]
 
 
 def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Generator:

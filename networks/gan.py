@@ -12,6 +12,7 @@ from networks.dcgan import (
     density_from_pre_activation,
     density_function,
     draw_slices,
+    round_stochastically,
     with_pre_activation,
 )
 from networks.layers import RESCALE
@@ -23,7 +24,7 @@ from utils.transforms import invtransform, transform
 _MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
 
 # Independent streams of random numbers of one step.
-_NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION = range(4)
+_NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
 
 
 class GAN:
@@ -122,7 +123,7 @@ class GAN:
 
     def sample(self, number: int, seed: int) -> np.ndarray:
         """Densities (number, N, N), float32, from `sampling_generator` as it is now."""
-        return np.concatenate(list(draw_slices(self._density_function, self.sampling_generator, number, seed)))
+        return np.concatenate(list(draw_slices(self._density_function, number, seed)))
 
     def mean_losses(self) -> dict[str, float]:
         """Means of the losses since `reset_losses`; those that no step computed are left out."""
@@ -204,6 +205,8 @@ class GAN:
         real_images = images_from_s(real, self.config)
         with tf.GradientTape() as tape:
             fake_images, u = self._generator_with_u(z, training=True)
+            if self.config.count_noise:
+                fake_images = self._count_images(u, step)
             with tape.stop_recording():
                 losses = self._update_discriminator(real_images, fake_images, flips, with_r1)
             # The discriminator sees batch statistics here too, but its moving statistics, which a stateless call
@@ -258,6 +261,17 @@ class GAN:
             discriminator.trainable_variables, discriminator.non_trainable_variables, images, training=True
         )
         return logits
+
+    def _count_images(self, u, step):
+        """Images of the generated densities after rounding to whole particles, with a straight-through gradient.
+
+        Floor(x + uniform noise) has the mean x: the gradient of the mean is passed on, that of the rounding ignored
+        (Bengio, Leonard & Courville 2013, arXiv:1308.3432).
+        """
+        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
+        counts = round_stochastically(density, self._stream(_ROUNDING, step))
+        counts = density + tf.stop_gradient(counts - density)
+        return images_from_s(transform(counts[..., None], self.config.datascale), self.config)
 
     def _spectral_loss(self, u):
         """Mean of the spectral losses in s and in density."""

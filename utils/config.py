@@ -52,6 +52,7 @@ class Config:
     seed: int = _key("seed of every random number of the run", 0)
     augment: bool = _key("random flips, quarter turns and transpositions of the training slices", False)
     dequantise: bool = _key("add uniform noise in [0, 1) to integer pixels; generated densities are floored", False)
+    count_noise: bool = _key("round generated densities stochastically to whole particles, as simulations do", False)
     adam_betas: tuple[float, float] = _key("Adam's decay rates of the two moments", (0.5, 0.999))
     lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to zero)", "constant")
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
@@ -253,6 +254,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
         "an even number, at least 2: half of the updates are on real batches, half on fake ones",
     )
     yield "seed", 0 <= c.seed < 2**31, "a whole number from 0 to 2147483647"
+    yield "count_noise", not (c.count_noise and c.dequantise), "false with dequantise: both answer the same question"
     yield "adam_betas", all(0 <= beta < 1 for beta in c.adam_betas), "two numbers, each at least 0 and below 1"
     yield "lr_schedule", c.lr_schedule in ("constant", "cosine"), "constant or cosine"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"

@@ -1,0 +1,1 @@
+"""Speed and memory beside the machine's own limits; `python -m benchmarks` runs all of them."""

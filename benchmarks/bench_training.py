@@ -1,0 +1,114 @@
+"""What a training step and a TensorBoard checkpoint cost, beside the rate of a matrix product on the same machine.
+
+python -m benchmarks.bench_training [--tag base] [--steps 5]
+
+The operations of a step are counted from the networks: a (transposed) convolution costs kernel² · channels in ·
+channels out multiply-adds at every pixel of its smaller side, a dense layer the size of its kernel. A forward pass
+costs that once, its backward pass twice (with respect to weights and to inputs) or once (inputs alone). One
+multiply-add counts as two operations; batch norm, activations and optimisers are left out.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from networks.device import start_tensorflow
+from utils.cli import ArgumentParser, run
+from utils.config import Config, load_config
+from utils.runs import RunFolder
+from utils.slices import open_slices
+
+
+def multiply_adds(network) -> int:
+    """Multiply-adds of one forward pass of one image."""
+    total = 0
+    for layer in network.layers:
+        kernel = next((w for w in layer.weights if w.name == "kernel"), None)
+        if kernel is None:
+            continue
+        pixels = 1
+        if len(kernel.shape) == 4:
+            # The side that is not strided over: the output of a convolution, the input of a transposed one.
+            sides = [tensor.shape for tensor in (layer.input, layer.output)]
+            pixels = min(shape[2] * (shape[1] if layer.data_format == "channels_last" else shape[3]) for shape in sides)
+        total += int(np.prod(kernel.shape)) * pixels
+    return total
+
+
+def operations_per_step(gan, config: Config) -> float:
+    """Floating-point operations of one training step without penalties."""
+    generator, discriminator = (multiply_adds(network) for network in (gan.generator, gan.discriminator))
+    # The generator runs forward and backward once; the discriminator DG_update_ratio times, and once more for the
+    # generator's update, there backward to its input alone.
+    return 2 * config.batchsize * (3 * generator + (3 * config.DG_update_ratio + 2) * discriminator)
+
+
+def matrix_product_rate(side: int = 4096, repeats: int = 3) -> float:
+    """Floating-point operations per second of a float32 matrix product."""
+    import tensorflow as tf
+
+    matrix = tf.random.stateless_normal((side, side), (1, 2))
+    product = tf.function(lambda: tf.reduce_sum(matrix @ matrix))
+    return 2 * side**3 / median_seconds(lambda: product().numpy(), repeats)
+
+
+def median_seconds(call, repeats: int) -> float:
+    """Median time of a call after one that is not counted."""
+    call()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds))
+
+
+def checkpoint_seconds(gan, config: Config, rng) -> float:
+    """Median time of a TensorBoard checkpoint."""
+    from utils.monitor import Monitor
+
+    with tempfile.TemporaryDirectory() as folder:
+        images = rng.poisson(1.0, (config.checkpt_samples, config.img_dim, config.img_dim, 1)).astype(np.int16)
+        for split in ("train", "val"):
+            np.save(Path(folder) / f"raw_{split}.npy", images)
+        with open_slices("raw", "val", config.img_dim, folder) as validation:
+            run_folder = RunFolder(config.tag, "0", folder)
+            run_folder.create(config)
+            monitor = Monitor(config, validation, 1.0, run_folder)
+            losses = gan.mean_losses()
+            return median_seconds(lambda: monitor.checkpoint(gan.step, 0.0, losses, gan.sample, {}), 3)
+
+
+def main():
+    """Measure and print."""
+    parser = ArgumentParser(description="Time the training step and the TensorBoard checkpoint of a tag.")
+    parser.add_argument("--tag", default="base", help="tag of config.yaml")
+    parser.add_argument("--steps", type=int, default=5, help="training steps to time")
+    arguments = parser.parse_args()
+    config = load_config("config.yaml", arguments.tag)
+    print(f"training step of '{config.tag}' on {start_tensorflow()}")
+    from networks.gan import GAN
+
+    rate = matrix_product_rate()
+    rng = np.random.default_rng(1)
+    power = np.ones(config.img_dim // 2)
+    gan = GAN(config, total_steps=1000, target_power=(power, power))
+    densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
+    step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
+    operations = operations_per_step(gan, config)
+    checkpoint = checkpoint_seconds(gan, config, rng)
+    between = step * config.checkpt_batch
+    print(f"  4096² matrix product, float32     {rate / 1e9:9.1f} GFLOP/s")
+    print(
+        f"  step of {config.batchsize:3d} images                {step:9.3f} s, {config.batchsize / step:.1f} images/s"
+    )
+    print(f"  operations in a step              {operations / 1e9:9.1f} GFLOP")
+    print(f"  rate of the step / matrix product {operations / step / rate:9.1%}")
+    print(f"  checkpoint of {config.checkpt_samples} samples         {checkpoint:9.2f} s")
+    print(f"  its share of {config.checkpt_batch} steps            {checkpoint / (between + checkpoint):9.2%}")
+
+
+if __name__ == "__main__":
+    run(main)
