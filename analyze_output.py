@@ -22,7 +22,7 @@ from utils.files import atomic_path, write_text
 from utils.runs import RunFolder, check_writable, find_weights, load_run_config
 from utils.scores import noise_floor, scorecard
 from utils.slices import SliceSet, has_split, open_slices
-from utils.summaries import Summary, summarise
+from utils.summaries import Summary, natural_resolution, summarise
 from utils.version import VERSION
 
 # Slices in the picture of samples, of each kind.
@@ -95,8 +95,8 @@ def main():
         "generated_images.png": plots.sample_grid(
             examples, config.cscale, config.datascale, real_slices.pixel_size, title, real_examples, split
         ),
-        "pixel_intensity.png": plots.pixel_histogram_figure(generated, real, title, split),
-        "power_spectrum.png": plots.power_spectrum_figure(generated, real, title, split),
+        "pixel_intensity.png": plots.pixel_histogram_figure(generated, real, title=title, real_label=split),
+        "power_spectrum.png": plots.power_spectrum_figure(generated, real, title=title, real_label=split),
     }
     for name, figure in figures.items():
         plots.save(figure, folder.analysis / name)
@@ -136,7 +136,7 @@ def summarise_real(config: Config, slices: SliceSet, mean: float, number: int) -
     for start in range(0, len(rows), BATCH):
         part = slice(start, start + BATCH)
         images = slices.read(rows[part])
-        resolution = resolution or pixel_resolution(images)
+        resolution = resolution or natural_resolution(images)
         added = summarise(images, config.datascale, slices.pixel_size, mean, universe[part], block[part], resolution)
         summary = added if summary is None else summary + added
     return summary, slices.read(slices.rows_spread(GRID))

@@ -1,6 +1,7 @@
 """The two networks of the DCGAN (Radford et al. 2016, arXiv:1511.06434), after CosmoGAN (arXiv:1706.02390)."""
 
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -223,12 +224,17 @@ def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Gene
     run_folder = Path(run_folder)
     generator = build_generator(load_run_config(run_folder))
     path = find_weights(run_folder, weights)
+    where = f"weights {path} do not fit the configuration {run_folder / 'config.yaml'}"
     try:
-        generator.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"weights {path} do not fit the configuration {run_folder / 'config.yaml'}, or are damaged: {error}"
-        ) from None
+        with warnings.catch_warnings():
+            # Keras warns of every part that it misses before it raises; one message is enough.
+            warnings.simplefilter("ignore")
+            generator.load_weights(path)
+    except OSError as error:
+        raise UserError(f"{where}: the file is damaged or no weights file ({error})") from None
+    except (ValueError, KeyError) as error:
+        # Keras goes on to print every weight; its first words name the first layer that differs.
+        raise UserError(f"{where}: {str(error)[:300]} ...; was it saved by another architecture?") from None
     return generator
 
 

@@ -11,7 +11,7 @@ from utils.config import Config
 from utils.runs import RunFolder
 from utils.scores import scores
 from utils.slices import SliceSet
-from utils.summaries import Summary, summarise
+from utils.summaries import Summary, natural_resolution, summarise
 from utils.tboard import EventLog
 
 _GRID = 16  # slices in the picture of samples
@@ -56,6 +56,7 @@ class Monitor:
         rows = validation.rows_spread(config.checkpt_samples)
         universe = None if validation.universe is None else validation.universe[rows]
         images = validation.read(rows)
+        self._resolution = natural_resolution(images)
         self._real = self._summarise(images, universe)
         self._real_images = images[np.linspace(0, len(images) - 1, min(_GRID, len(images))).astype(int)]
 
@@ -94,7 +95,7 @@ class Monitor:
         return Evaluation(found, [BEST[name] for name in better])
 
     def _summarise(self, images: np.ndarray, universe: np.ndarray | None) -> Summary:
-        return summarise(images, self.config.datascale, self._pixel_size, self._mean, universe)
+        return summarise(images, self.config.datascale, self._pixel_size, self._mean, universe, resolution=self._resolution)
 
     def _pictures(self, generated: np.ndarray, summary: Summary) -> dict[str, np.ndarray]:
         """The three pictures under the old suite's names, (H, W, 3 or 4) uint8."""

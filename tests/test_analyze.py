@@ -1,0 +1,117 @@
+"""analyze_output.py as a user runs it."""
+
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+
+from networks.dcgan import load_generator
+from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_config
+
+FIGURES = ("generated_images.png", "pixel_intensity.png", "power_spectrum.png")
+
+
+@pytest.fixture(scope="module")
+def trained(sliced):
+    """A folder with a run of the tag `tiny`, number 7."""
+    write_config(sliced)
+    process = run_script("train.py", "tiny", 7, cwd=sliced)
+    assert process.returncode == 0, process.stderr
+    return sliced
+
+
+@pytest.fixture(scope="module")
+def analysed(trained):
+    arguments = ("--num-samples", 40, "--save-samples", "samples.h5")
+    process = run_script("analyze_output.py", "tiny", 7, *arguments, cwd=trained)
+    assert process.returncode == 0, process.stderr
+    return trained, process
+
+
+def test_it_writes_figures_scores_and_samples(analysed):
+    folder, process = analysed
+    analysis = folder / "expts" / "tiny" / "run7" / "analysis"
+    for name in FIGURES:
+        assert (analysis / name).read_bytes().startswith(b"\x89PNG")
+        assert name in process.stdout
+    card = json.loads((analysis / "scorecard.json").read_text())
+    assert {"chisq", "chisq_pspect", "pspect_rms", "pspect_rms_s", "ks", "wasserstein"} <= card["scores"].keys()
+    for score in card["scores"].values():
+        assert {"value", "noise_floor", "ratio", "definition"} <= score.keys()
+    assert card["provenance"]["split"] == "test"
+    assert card["provenance"]["weights"].endswith("g_cosmo_best.weights.h5")
+    assert re.search(r"score +value +noise floor +ratio", process.stdout)
+    assert process.stderr == ""
+
+
+def test_saved_samples_are_the_generators_with_provenance(analysed):
+    folder, _ = analysed
+    with h5py.File(folder / "samples.h5") as file:
+        slices = file["slices"][...]
+        attributes = dict(file.attrs)
+    assert slices.shape == (40, 8, 8)
+    assert slices.dtype == np.float32
+    assert (attributes["tag"], attributes["run"], attributes["seed"]) == ("tiny", "7", 0)
+    assert attributes["pixel_size"] == 2.0
+    assert yaml.safe_load(attributes["config"])["tiny"]["img_dim"] == 8
+    expected = load_generator(folder / "expts" / "tiny" / "run7").sample(40)
+    np.testing.assert_allclose(slices, expected, rtol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_slices_whatever_their_number(trained):
+    generator = load_generator(trained / "expts" / "tiny" / "run7", "last")
+    many = generator.sample(300, seed=4)
+    np.testing.assert_array_equal(generator.sample(5, seed=4), many[:5])
+    assert not np.array_equal(generator.sample(5, seed=5), many[:5])
+    assert len(np.unique(many.reshape(300, -1), axis=0)) == 300
+
+
+def test_other_weights_and_split(trained):
+    process = run_script(
+        "analyze_output.py", "tiny", 7, "--weights", "last", "--split", "val", "--num-samples", 8, cwd=trained
+    )
+    assert process.returncode == 0, process.stderr
+    card = json.loads((trained / "expts" / "tiny" / "run7" / "analysis" / "scorecard.json").read_text())
+    assert card["provenance"]["split"] == "val"
+    assert card["sets"]["generated"]["slices"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["base", "config.yaml is missing", "run7"]),
+        (["tiny", "8"], ["run8", "run7"]),
+        (["tiny", "7", "--weights", "bset"], ["g_cosmo_bset.weights.h5", "g_cosmo_best.weights.h5"]),
+        (["tiny", "7", "--weights", "9"], ["g_cosmo0009.weights.h5", "g_cosmo_last.weights.h5"]),
+        (["tiny", "7", "--split", "train"], ["--split"]),
+        (["tiny", "7", "--num-samples", "0"], ["--num-samples 0"]),
+        (["tiny", "7", "--save-samples", "nowhere/x.h5"], ["nowhere", "does not exist"]),
+        (["tiny", "7", "--save-samples", "x.txt"], ["x.txt", ".h5"]),
+    ],
+)
+def test_refused(trained, arguments, words):
+    assert_refused(run_script("analyze_output.py", *arguments, cwd=trained), *words)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other architecture"])
+def test_weights_that_do_not_fit(trained, tmp_path, damage):
+    run = trained / "expts" / "tiny" / "run7"
+    copy = tmp_path / "expts" / "tiny" / "run0"
+    (copy / "models").mkdir(parents=True)
+    (tmp_path / "data").symlink_to(trained / "data")
+    weights = (run / "models" / "g_cosmo_last.weights.h5").read_bytes()
+    changes = {"ndeconvfilters": [5, 1]} if damage == "other architecture" else {}
+    (copy / "config.yaml").write_text(yaml.safe_dump({"tiny": OLD_KEYS | changes}))
+    (copy / "models" / "g_cosmo_last.weights.h5").write_bytes(weights if changes else weights[: len(weights) // 2])
+    process = run_script("analyze_output.py", "tiny", 0, "--weights", "last", cwd=tmp_path)
+    assert_refused(process, "g_cosmo_last.weights.h5", "do not fit", "config.yaml")
+    assert not (copy / "analysis").exists()
+
+
+def test_help_explains():
+    process = run_script("analyze_output.py", "--help", cwd=ROOT)
+    assert process.returncode == 0
+    assert "--save-samples" in process.stdout
