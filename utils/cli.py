@@ -54,6 +54,7 @@ def run(main: Callable[[], None]) -> NoReturn:
         if error.errno not in _MENDABLE:
             raise
         where = error.filename or error.filename2 or "output"
-        print(f"{script}: error: cannot write or read {where}: {error.strerror}", file=sys.stderr)
+        reason = " ".join(str(error.strerror).split())
+        print(f"{script}: error: cannot write or read {where}: {reason}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)

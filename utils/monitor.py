@@ -95,7 +95,9 @@ class Monitor:
         return Evaluation(found, [BEST[name] for name in better])
 
     def _summarise(self, images: np.ndarray, universe: np.ndarray | None) -> Summary:
-        return summarise(images, self.config.datascale, self._pixel_size, self._mean, universe, resolution=self._resolution)
+        return summarise(
+            images, self.config.datascale, self._pixel_size, self._mean, universe, resolution=self._resolution
+        )
 
     def _pictures(self, generated: np.ndarray, summary: Summary) -> dict[str, np.ndarray]:
         """The three pictures under the old suite's names, (H, W, 3 or 4) uint8."""

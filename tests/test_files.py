@@ -1,0 +1,82 @@
+"""Atomic files and the one-line errors of the command line."""
+
+import errno
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.conftest import ROOT
+from utils.cli import UserError
+from utils.files import atomic_path, write_text
+
+
+def test_a_file_appears_whole(tmp_path):
+    path = tmp_path / "weights.weights.h5"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert not path.exists()
+        assert temporary.name.endswith(".weights.h5")
+    assert path.read_bytes() == b"new"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+
+    def fail_half_way():
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def run_main(body):
+    code = f"""
+import os, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils.cli import UserError, run
+def main():
+{textwrap.indent(textwrap.dedent(body), "    ")}
+run(main)
+"""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "lines"),
+    [
+        ("pass", 0, 0),
+        ("raise UserError('no such\\n  thing')", 2, 1),
+        (f"raise OSError({errno.ENOSPC}, 'No space left on device', 'data/x.h5')", 2, 1),
+        ("os.kill(os.getpid(), signal.SIGINT)", 128 + signal.SIGINT, 1),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(body, code, lines):
+    process = run_main(body)
+    assert process.returncode == code
+    assert len(process.stderr.splitlines()) == lines
+    if code == 2:
+        assert "error: " in process.stderr
+
+
+def test_programming_errors_keep_their_traceback():
+    process = run_main("[][1]")
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
+    assert "IndexError" in process.stderr
+
+
+def test_a_full_disk_names_the_file():
+    assert "data/x.h5: No space left" in run_main(f"raise OSError({errno.ENOSPC}, 'No space left', 'data/x.h5')").stderr
+
+
+def test_user_errors_exit_with_2():
+    assert UserError("x").exit_code == 2

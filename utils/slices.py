@@ -1,0 +1,308 @@
+"""Slice files: the one place that knows how slices lie on disk. Written by data/slice_universes.py
+(through utils/slice_writer.py), read by training and analysis.
+
+Layout of ``<name>_<split>.h5``, with n slices of dim × dim pixels from m universes:
+
+    slices              (n, dim, dim) int16 or float32    particles per voxel; contiguous: one slice is one run of bytes
+    universe            (n,)    int32                     row number in the table of universes
+    axis                (n,)    int8                      axis across which the plane was taken: 0, 1 or 2
+    plane               (n,)    int32                     index of the plane along that axis
+    corner              (n, 2)  int32                     first row and column of the image in its plane, in voxels
+    universes/file      (m,)    bytes                     path relative to the sliced folder
+    universes/physPar   (m, 4)  float64                   physical parameters, NaN where the universe had none
+    universes/namePar   (4,)    bytes                     their names
+    attributes          format_version, img_dim, pixel_size [Mpc/h], redshift, seed, stride, axes, split,
+                        split_by ("universes" or "slabs"), slicing (the same in all files of one slicing),
+                        minimum, maximum and mean of all pixels of this file
+
+Rows and columns of an image are the two remaining axes in ascending order. Beside these files the old suite's
+``<name>_train.npy`` and ``<name>_val.npy``, (n, dim, dim, 1), are read as they are.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from utils.cli import UserError
+
+SPLITS = ("train", "val", "test")
+FORMAT_VERSION = 1
+_HOW_TO_MAKE = "make them with data/simulate_universes.py (or download universes) and then data/slice_universes.py"
+_SCAN_BYTES = 8 * 2**20
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
+
+def slice_path(name: str | os.PathLike, split: str, suffix: str = ".h5") -> Path:
+    """Path of one split's file: ``<name>_<split>.h5``."""
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is none of {SPLITS}")
+    return Path(f"{os.fspath(name)}_{split}{suffix}")
+
+
+@dataclass(frozen=True, eq=False)
+class SliceSet:
+    """The slices of one split, read row by row from disk; safe to use from several threads.
+
+    .npy files say nothing about their pixels' size, redshift and universe: these are 1.0, None and None.
+    """
+
+    path: Path
+    number: int  # of slices, also len()
+    dim: int  # pixels per side
+    dtype: np.dtype  # of the pixels, in native byte order
+    pixel_size: float  # Mpc/h
+    redshift: float | None
+    minimum: float  # of all pixels of the file, as are the next two
+    maximum: float
+    mean: float
+    universe: np.ndarray | None  # (number,) int32: which universe each slice comes from
+    _rows: "_BlockRows | _DatasetRows" = field(repr=False)
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __enter__(self) -> "SliceSet":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; reading afterwards is an error."""
+        self._rows.close()
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Read the slices of the given row numbers, in their order, repeats allowed.
+
+        Returns
+        -------
+        (len(indices), dim, dim) array
+            In the stored precision, native byte order.
+
+        Raises
+        ------
+        IndexError
+            When a row number lies outside 0 … number − 1.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if indices.size and not 0 <= indices.min() <= indices.max() < self.number:
+            raise IndexError(f"rows {indices.min()} to {indices.max()} asked of {self.path} with {self.number} slices")
+        return self._rows.read(indices)
+
+    def rows_spread(self, number: int) -> np.ndarray:
+        """Choose `number` different rows, evenly spread over the file and so over its universes; all if fewer exist.
+
+        The file is cut into `number` equal stretches and one row is taken from each, its place inside following
+        multiples of the golden ratio: a fixed step would meet the same corner of every plane again and again.
+
+        Returns
+        -------
+        (min(number, len(self)),) int64 array
+            Ascending, always the same for the same file length.
+        """
+        number = min(number, self.number)
+        edges = np.arange(number + 1) * self.number // max(number, 1)
+        places = np.arange(1, number + 1) * _GOLDEN_RATIO % 1
+        return edges[:-1] + (places * np.diff(edges)).astype(np.int64)
+
+
+def has_split(dataname: str, split: str, folder: str | os.PathLike = "data") -> bool:
+    """Say whether `open_slices` would find a file for this split (the test split is optional)."""
+    suffix = _suffix(dataname, folder)
+    return suffix is not None and slice_path(Path(folder) / dataname, split, suffix).is_file()
+
+
+def open_slices(dataname: str, split: str, img_dim: int, folder: str | os.PathLike = "data") -> SliceSet:
+    """Open ``<folder>/<dataname>_<split>.h5``, or ``.npy`` of the old suite where there is no .h5 pair.
+
+    The pair of training and validation files decides: both .h5 are there, or else both .npy, or else it is an
+    error. So a single .h5 beside a pair of .npy is not read, and the two formats are never mixed in one run.
+
+    Only the header of an .h5 file is read. An .npy file has none of our numbers, so its pixels are read through
+    once, in constant memory, for their range and mean and to make sure that they are densities.
+
+    Parameters
+    ----------
+    dataname : str
+        Base name of the files; may be an absolute path, then `folder` does not matter.
+    split : {"train", "val", "test"}
+        Which file.
+    img_dim : int
+        Pixels per side that the images must have.
+    folder : path
+        Where the files are.
+
+    Raises
+    ------
+    UserError
+        When the file is missing, damaged, empty, not of this format or of another image size, when pixels of an
+        .npy file are negative or not finite, or when .h5 files of two different slicings lie side by side.
+    """
+    name = Path(folder) / dataname
+    suffix = _suffix(dataname, folder)
+    if suffix is None:
+        pairs = [" and ".join(str(slice_path(name, split, kind)) for split in SPLITS[:2]) for kind in (".h5", ".npy")]
+        raise UserError(f"no slices found: looked for {pairs[0]}, then for {pairs[1]}; {_HOW_TO_MAKE}")
+    path = slice_path(name, split, suffix)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {_HOW_TO_MAKE}, with a --{split}-fraction above 0")
+    if suffix == ".npy":
+        return _open_npy(path, img_dim)
+    _check_same_slicing(path, slice_path(name, "train"))
+    return _open_h5(path, img_dim)
+
+
+def _suffix(dataname: str, folder: str | os.PathLike) -> str | None:
+    """Which format has both the training and the validation file."""
+    for suffix in (".h5", ".npy"):
+        if all(slice_path(Path(folder) / dataname, split, suffix).is_file() for split in SPLITS[:2]):
+            return suffix
+    return None
+
+
+def _open_h5(path: Path, img_dim: int) -> SliceSet:
+    with _h5_file(path) as file:
+        if (version := _number(file, "format_version")) > FORMAT_VERSION:
+            raise UserError(f"{path} has format version {version:g}, newer than {FORMAT_VERSION}: update this program")
+        slices = file.get("slices")
+        if not isinstance(slices, h5py.Dataset) or slices.shape is None:
+            raise UserError(f"{path} is no slice file: it has no dataset `slices`; {_HOW_TO_MAKE}")
+        _check_array(path, slices.shape, slices.dtype, 3, img_dim)
+        numbers = {name: _number(file, name) for name in ("pixel_size", "redshift", "minimum", "maximum", "mean")}
+        if not (numbers["pixel_size"] > 0 and 0 <= numbers["minimum"] <= numbers["maximum"]):
+            raise UserError(f"{path} is damaged: impossible numbers among its attributes: {numbers}; {_HOW_TO_MAKE}")
+        universe = file.get("universe")
+        if not isinstance(universe, h5py.Dataset) or universe.shape != (len(slices),):
+            raise UserError(f"{path} is damaged: no dataset `universe` with one number per slice; {_HOW_TO_MAKE}")
+        universe = universe[...].astype(np.int32)
+        # None for chunked storage, as other tools may leave it; behind a user block all addresses are shifted.
+        offset = slices.id.get_offset() if file.userblock_size == 0 else None
+        shape, dtype = slices.shape, slices.dtype
+    rows = _DatasetRows(path) if offset is None else _BlockRows(path, offset, img_dim, dtype)
+    return SliceSet(path, shape[0], img_dim, dtype.newbyteorder("="), universe=universe, _rows=rows, **numbers)
+
+
+def _h5_file(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read, it is no HDF5 file or damaged: {error}; {_HOW_TO_MAKE}") from error
+
+
+def _number(file: h5py.File, name: str) -> float:
+    value = file.attrs.get(name)
+    if not isinstance(value, int | float | np.number) or not np.isfinite(value):
+        raise UserError(
+            f"{file.filename} is no slice file: attribute {name} is {value}, not a finite number; {_HOW_TO_MAKE}"
+        )
+    return float(value)
+
+
+def _check_same_slicing(path: Path, train: Path) -> None:
+    """A file left over from an earlier slicing may hold universes that this training set holds too."""
+    with _h5_file(path) as file, _h5_file(train) as other:
+        if file.attrs.get("slicing") != other.attrs.get("slicing"):
+            raise UserError(f"{path} and {train} come from different slicings and may share universes: slice again")
+
+
+def _open_npy(path: Path, img_dim: int) -> SliceSet:
+    try:
+        # Only the header is used; mapping makes NumPy compare it with the length of the file. Never unpickle.
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read, it is no array of numbers or truncated: {error}") from error
+    if not isinstance(array, np.memmap):
+        raise UserError(f"{path} is an archive of arrays, not an .npy file")
+    _check_array(path, array.shape, array.dtype, 4, img_dim)
+    if not array.flags.c_contiguous:
+        raise UserError(f"{path} is stored in Fortran order, its slices are scattered: save np.ascontiguousarray of it")
+    rows = _BlockRows(path, array.offset, img_dim, array.dtype)
+    minimum, maximum, mean = _scan(path, rows, len(array))
+    dtype = array.dtype.newbyteorder("=")
+    return SliceSet(path, len(array), img_dim, dtype, 1.0, None, minimum, maximum, mean, universe=None, _rows=rows)
+
+
+def _check_array(path: Path, shape: tuple, dtype: np.dtype, ndim: int, img_dim: int) -> None:
+    wanted = "(n, dim, dim, 1)" if ndim == 4 else "(n, dim, dim)"
+    if len(shape) != ndim or shape[1] != shape[2] or shape[3:] not in ((), (1,)):
+        raise UserError(f"{path} has an array of shape {shape}, slices have {wanted}")
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
+        raise UserError(f"{path} has pixels of type {dtype}, they must be integers or floats of at most 64 bits")
+    if shape[0] == 0:
+        raise UserError(f"{path} has no slices; {_HOW_TO_MAKE}")
+    if shape[1] != img_dim:
+        raise UserError(
+            f"{path} has images of {shape[1]} × {shape[1]} pixels but img_dim is {img_dim}: "
+            f"configure img_dim {shape[1]}, or slice again with --img-dim {img_dim}"
+        )
+
+
+def _scan(path: Path, rows: "_BlockRows", number: int) -> tuple[float, float, float]:
+    """Minimum, maximum and mean of all pixels, in one pass that refuses what is no density."""
+    step = max(1, _SCAN_BYTES // rows.slice_bytes)
+    minimum, maximum, total, pixels = np.inf, -np.inf, 0.0, 0
+    with tqdm(total=number, desc=f"reading through {path.name}", unit="slice", disable=None) as progress:
+        for start in range(0, number, step):
+            images = rows.read(np.arange(start, min(start + step, number)))
+            low, high = images.min(), images.max()
+            if not (low >= 0 and np.isfinite(high)):
+                good = (np.isfinite(images) & (images >= 0)).all(axis=(1, 2))
+                row = start + int(np.argmin(good))
+                raise UserError(f"{path}: slice {row} has negative or not finite pixels, they must be densities")
+            minimum, maximum = min(minimum, float(low)), max(maximum, float(high))
+            total += float(images.sum(dtype=np.float64))
+            pixels += images.size
+            progress.update(len(images))
+    return minimum, maximum, total / pixels
+
+
+class _BlockRows:
+    """Slices that lie one after the other in a file.
+
+    One positional read per slice: it needs no lock of HDF5 (one for the whole process), lets other threads run
+    while the disk works, and keeps nothing in memory, where pages of a mapped file would count as ours.
+    """
+
+    def __init__(self, path: Path, offset: int, dim: int, dtype: np.dtype):
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - stays open until close()
+        self._offset, self._dim, self._dtype = offset, dim, dtype
+        self.slice_bytes = dim * dim * dtype.itemsize
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        images = np.empty((len(indices), self._dim, self._dim), self._dtype)
+        places = images.reshape(len(indices), self._dim**2).view(np.uint8)  # (n, slice_bytes)
+        for index, place in zip(indices.tolist(), places, strict=True):
+            self._read_into(place, self._offset + index * self.slice_bytes)
+        return images.astype(self._dtype.newbyteorder("="), copy=False)
+
+    def _read_into(self, place: np.ndarray, position: int) -> None:
+        while len(place):  # one turn, as a rule; a signal may cut a read short
+            count = os.preadv(self._file.fileno(), [place], position)
+            if count == 0:
+                raise UserError(f"{self._file.name} ends too early: it was shortened after it had been opened")
+            place, position = place[count:], position + count
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _DatasetRows:
+    """Slices that HDF5 has to find, in chunks; one by one, since h5py's fancy indexing is many times slower."""
+
+    def __init__(self, path: Path):
+        self._file = _h5_file(path)
+        self._slices = self._file["slices"]
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        images = np.empty((len(indices), *self._slices.shape[1:]), self._slices.dtype.newbyteorder("="))
+        for index, image in zip(indices.tolist(), images, strict=True):
+            self._slices.read_direct(image, source_sel=np.s_[index])
+        return images
+
+    def close(self) -> None:
+        self._file.close()
