@@ -159,16 +159,15 @@ def save_while_drawn(
 
     The dataset is called `slices`, (number, dim, dim), float32, in particles per voxel, as in files of real slices.
     """
-    with atomic_path(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            slices = file.create_dataset("slices", (number, dim, dim), np.float32)
-            slices.attrs["unit"] = "particles per voxel (the cosmic mean is 1)"
-            file.attrs.update(attributes)
-            done = 0
-            for images in batches:
-                slices[done : done + len(images)] = images
-                done += len(images)
-                yield images
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+        slices = file.create_dataset("slices", (number, dim, dim), np.float32)
+        slices.attrs["unit"] = "particles per voxel (the cosmic mean is 1)"
+        file.attrs.update(attributes)
+        done = 0
+        for images in batches:
+            slices[done : done + len(images)] = images
+            done += len(images)
+            yield images
 
 
 def table(card: dict) -> str:

@@ -161,8 +161,8 @@ def check_finite(gan, losses: dict, folder: RunFolder) -> None:
     bad = [name for name, loss in losses.items() if not math.isfinite(float(loss))]
     if bad or not gan.is_finite():
         raise Diverged(
-            f"training diverged: {', '.join(bad) or 'weights'} not finite at step {gan.step}; the last good state is "
-            f"in {folder.checkpoints}; resume with --resume and a lower learn_rate, such as --set learn_rate=[1e-4,1e-4]"
+            f"training diverged: {', '.join(bad) or 'weights'} not finite at step {gan.step}; the last good "
+            f"state is in {folder.checkpoints}; go on with --resume --set learn_rate=[1e-4,1e-4] or the like"
         )
 
 

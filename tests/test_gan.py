@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from networks.dcgan import round_stochastically
 from networks.gan import GAN, images_from_s, random_symmetry
 from networks.losses import mean_ring_power, r1_penalty, ring_weights, spectral_loss
 from tests import numpy_twin
@@ -229,3 +230,34 @@ def test_random_symmetry_draws_all_eight_and_nothing_else(rng):
     counts = [sum(np.array_equal(image, symmetry) for image in drawn) for symmetry in allowed]
     assert sum(counts) == 400
     assert min(counts) > 20
+
+
+def test_stochastic_rounding_keeps_the_mean_and_gives_whole_numbers():
+    density = tf.constant(np.repeat([0.0, 0.25, 1.0, 2.9], 40_000).reshape(4, -1).astype(np.float32))
+    counts = round_stochastically(density, tf.constant((1, 2), tf.int64)).numpy()
+    np.testing.assert_array_equal(counts, np.floor(counts))
+    assert np.abs(counts - density).max() < 1
+    # The mean of n Bernoulli variables scatters by sqrt(p (1 - p) / n), here at most 0.0025; five of these.
+    np.testing.assert_allclose(counts.mean(axis=1), [0.0, 0.25, 1.0, 2.9], atol=0.0125)
+
+
+def test_count_noise_passes_the_gradient_of_the_mean_on(tiny_config, rng):
+    """The images are those of whole counts; d s/d u is s'(counts) dx/du with x = a exp(2u)."""
+    config = dataclasses.replace(tiny_config, count_noise=True, datafmt="channels_last")
+    gan = GAN(config)
+    u = tf.Variable(rng.normal(0, 0.7, (3, 8, 8)).astype(np.float32))
+    with tf.GradientTape() as tape:
+        images = gan._count_images(u, tf.constant(4, tf.int64))
+        total = tf.reduce_sum(images[..., 0])
+    density = 4 * np.exp(2 * u.numpy().astype(float))
+    counts = 4 * (1 + images[..., 0].numpy()) / (1 - images[..., 0].numpy())
+    np.testing.assert_allclose(counts, np.rint(counts), atol=1e-3)
+    assert np.abs(counts - density).max() < 1.001
+    expected = 8 / (np.rint(counts) + 4) ** 2 * 2 * density
+    np.testing.assert_allclose(tape.gradient(total, u), expected, rtol=1e-3)
+
+
+def test_dequantised_and_counted_samples_are_whole(tiny_config):
+    for option in ("dequantise", "count_noise"):
+        counts = GAN(dataclasses.replace(tiny_config, **{option: True})).sample(3, seed=1)
+        np.testing.assert_array_equal(counts, np.floor(counts))
