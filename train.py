@@ -4,32 +4,41 @@
 python train.py base 0              a new run in expts/base/run0
 python train.py base 0 --resume     go on with it, or begin it when there is nothing to go on with
 tensorboard --logdir expts          watch it
+
+SIGTERM, SIGUSR1 and Ctrl-C stop after the current step and save everything; a second Ctrl-C stops at once. Exit codes:
+0 done, 2 something you can mend, 3 training diverged, 75 stopped on request, to be resumed.
 """
 
 import argparse
-import math
+import json
 from datetime import timedelta
 
 from tqdm import tqdm
 
 from networks.device import start_tensorflow
 from utils.checkpoints import newest_checkpoint, save_checkpoint
-from utils.cli import EXIT_DIVERGED, ArgumentParser, UserError, run
+from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
 from utils.config import Config, load_config
 from utils.files import atomic_path
+from utils.lock import single_writer
 from utils.logs import log, start_log
-from utils.runs import RunFolder
+from utils.provenance import differences, run_record
+from utils.runs import RunFolder, find_weights, stamp_weights
+from utils.signals import Stopped, stop_request
 from utils.slices import SliceSet, open_slices
 from utils.timing import Stopwatch
 
+# What a file of weights holds besides the weights, generously [bytes].
+HDF5_OVERHEAD = 200_000
 # Weights are kept after every so many epochs, whatever their scores.
 EPOCHS_BETWEEN_WEIGHTS = 10
 
 
-class Diverged(UserError):
+class Diverged(CleanExit):
     """Training has produced something that is no longer a finite number."""
 
     exit_code = EXIT_DIVERGED
+    label = "error: "
 
 
 def parse_arguments():
@@ -38,6 +47,7 @@ def parse_arguments():
     parser.add_argument("tag", metavar="TAG", help="which configuration: a tag of the configuration file")
     parser.add_argument("run", metavar="RUN", help="number of the run, whose folder is expts/TAG/runRUN")
     parser.add_argument("--resume", action="store_true", help="go on with the run, or begin it if there is none")
+    parser.add_argument("--init-from", metavar="FOLDER", help="begin with the last weights of another run's folder")
     parser.add_argument("--config", default="config.yaml", metavar="FILE", help="default: config.yaml")
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
@@ -46,36 +56,62 @@ def parse_arguments():
 
 
 def main():
-    """Check everything, build everything, train: in this order, from top to bottom."""
+    """Check everything, then train as the only writer of the run's folder."""
     arguments = parse_arguments()
 
-    # 1. Check configuration, data and folder. Until all of them are in order, nothing is written.
+    # Check configuration, data and folder. Until all of them are in order, nothing is written.
     config = load_config(arguments.config, arguments.tag, arguments.overrides)
     training = open_slices(config.dataname, "train", config.img_dim)
     validation = open_slices(config.dataname, "val", config.img_dim)
     check_slices(config, training, validation)
     folder = RunFolder(config.tag, arguments.run)
-    changes = folder.check(config, arguments.resume)
-    checkpoint = newest_checkpoint(folder.checkpoints)
+    folder.check(config, arguments.resume)
+    if arguments.init_from:
+        find_weights(arguments.init_from, "last")
+    newest_checkpoint(folder.checkpoints)
 
-    # 2. Begin the records, or bring them back to where the checkpoint was.
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with single_writer(folder.path / "lock"):
+        try:
+            train(arguments, config, training, validation, folder)
+        except OSError as error:
+            if not is_mendable(error):
+                raise
+            raise UserError(
+                f"{describe(error)}; what was saved in {folder.checkpoints} is intact: mend it and go on with --resume"
+            ) from error
+
+
+def train(arguments, config: Config, training: SliceSet, validation: SliceSet, folder: RunFolder) -> None:
+    """Build everything and train: from top to bottom."""
+    # 1. Begin the records, or bring them back to where the checkpoint was.
+    changes = folder.check(config, resume=True)
+    checkpoint, damaged = newest_checkpoint(folder.checkpoints)
     folder.create(config)
     folder.cut_back(checkpoint.meta["records"] if checkpoint else {})
     start_log(folder.log)
     log.info("run %s", folder.path)
     log.debug("configuration\n%s", config.to_yaml())
+    for complaint in damaged:
+        log.warning("%s; the one before is used", complaint)
     for key, (old, new) in changes.items():
         log.warning("%s was %s, is %s from here on", key, old, new)
-    log.info("training slices: %s", describe(training))
-    log.info("validation slices: %s", describe(validation))
+    log.info("training slices: %s", describe_slices(training))
+    log.info("validation slices: %s", describe_slices(validation))
 
-    # 3. Build. TensorFlow takes seconds to import: whoever mistyped a key has heard of it by now.
-    log.info("computing on %s", start_tensorflow())
+    # 2. Build. TensorFlow takes seconds to import: whoever mistyped a key has heard of it by now.
+    device = start_tensorflow()
+    log.info("computing on %s (%d threads)", ", ".join(device["devices"]), device["threads"])
     from networks.gan import GAN
     from networks.losses import target_power
     from utils.monitor import Monitor
     from utils.streaming import BatchStream, steps_per_epoch
 
+    record = run_record(config, {"train": training, "val": validation}, device)
+    for difference in differences(folder.read_record(), record) if checkpoint else []:
+        log.warning("from here on the run is no longer bit for bit the uninterrupted one: %s", difference)
+    folder.write_record(record)
+    log.debug("record\n%s", json.dumps(record, indent=2))
     epoch_steps = steps_per_epoch(training, config.batchsize)
     total_steps = config.Nepochs * epoch_steps
     gan = GAN(config, total_steps, target_power(config, training))
@@ -87,44 +123,53 @@ def main():
         gan.load_state(checkpoint.arrays, checkpoint.meta["step"])
         monitor.best |= checkpoint.meta["best"]
         log.info("resumed at step %d from %s", gan.step, checkpoint.path)
+    elif arguments.init_from:
+        gan.load_weights(arguments.init_from)
+        log.info("weights from %s", arguments.init_from)
 
-    # 4. Train.
+    # 3. Train.
     log.info("training: %d epochs of %d steps, %d steps in all", config.Nepochs, epoch_steps, total_steps)
     watch, first_step = Stopwatch(), gan.step
     batches = BatchStream(training, config.batchsize, config.seed, gan.step, total_steps)
     bar = tqdm(total=total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
-    with batches, bar:
+    with batches, bar, stop_request() as stop:
         for densities in batches:
             losses = gan.train_on_densities(densities)
             step, last = gan.step, gan.step == total_steps
             bar.update()
 
             if step == first_step + 1 or step % config.print_batch == 0:
-                check_finite(gan, losses, folder)
+                check_finite(gan, folder)
                 log.info(progress_line(step, total_steps, epoch_steps, losses, pace(config, watch, step - first_step)))
 
             if step == 1 or step % config.checkpt_batch == 0 or last:
-                check_finite(gan, losses, folder)
+                check_finite(gan, folder)
                 timing = pace(config, watch, step - first_step) | {"wait_share": batches.waited / watch.total}
                 with watch.measure("monitor"):
                     evaluation = monitor.checkpoint(step, step / epoch_steps, gan.mean_losses(), gan.sample, timing)
                     gan.reset_losses()
                     for name in evaluation.improved:
-                        save_weights(gan, folder, f"_{name}")
+                        save_weights(gan, folder, f"_{name}", evaluation.scores)
                 log.info(score_line(step, evaluation))
 
             epoch, rest = divmod(step, epoch_steps)
             if rest == 0 and epoch % EPOCHS_BETWEEN_WEIGHTS == 0:
+                check_finite(gan, folder)
                 # Epochs count from 0 in the names, as they did in the old suite.
                 save_weights(gan, folder, f"{epoch - 1:04d}")
             if last:
                 save_weights(gan, folder, "_last")
-            if step % config.save_steps == 0 or last:
-                check_finite(gan, losses, folder)
+            if step % config.save_steps == 0 or last or stop.signal_name:
+                check_finite(gan, folder)
                 with watch.measure("saving"):
                     save_state(gan, monitor, folder)
+            if stop.signal_name and not last:
+                raise Stopped(
+                    f"stopped by {stop.signal_name} after step {step}, everything is saved; go on with: "
+                    f"python train.py {config.tag} {arguments.run} --resume"
+                )
 
-    # 5. Say where the time went and what to do next.
+    # 4. Say where the time went and what to do next.
     shares = watch.shares() | {"waiting for data": batches.waited / watch.total}
     log.info("time: %s in all; of it %s", duration(watch.total), ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     log.info("DONE; score the result with: python analyze_output.py %s %s", config.tag, arguments.run)
@@ -148,7 +193,7 @@ def check_slices(config: Config, training: SliceSet, validation: SliceSet) -> No
         )
 
 
-def describe(slices: SliceSet) -> str:
+def describe_slices(slices: SliceSet) -> str:
     """One line on a slice file."""
     return (
         f"{slices.path}, {len(slices):,} of {slices.dim} x {slices.dim} pixels of {slices.pixel_size:g} Mpc/h, "
@@ -156,13 +201,14 @@ def describe(slices: SliceSet) -> str:
     )
 
 
-def check_finite(gan, losses: dict, folder: RunFolder) -> None:
+def check_finite(gan, folder: RunFolder) -> None:
     """Stop a run that has diverged, before anything of it overwrites something good."""
-    bad = [name for name, loss in losses.items() if not math.isfinite(float(loss))]
-    if bad or not gan.is_finite():
+    divergence = gan.first_divergence()
+    if divergence:
+        step, tensor = divergence
         raise Diverged(
-            f"training diverged: {', '.join(bad) or 'weights'} not finite at step {gan.step}; the last good "
-            f"state is in {folder.checkpoints}; go on with --resume --set learn_rate=[1e-4,1e-4] or the like"
+            f"training diverged: {tensor} was not finite in step {step}; the last good state is in "
+            f"{folder.checkpoints}; go on from it with --resume --set learn_rate=[1e-4,1e-4] or the like"
         )
 
 
@@ -203,11 +249,14 @@ def duration(seconds: float) -> str:
     return str(timedelta(seconds=round(seconds)))
 
 
-def save_weights(gan, folder: RunFolder, name: str) -> None:
+def save_weights(gan, folder: RunFolder, name: str, scores: dict[str, float] | None = None) -> None:
     """Write the weights of both networks, the averaged generator's where averaging is on."""
     for letter, network in (("g", gan.sampling_generator), ("d", gan.discriminator)):
-        with atomic_path(folder.models / f"{letter}_cosmo{name}.weights.h5") as temporary:
+        with atomic_path(
+            folder.models / f"{letter}_cosmo{name}.weights.h5", size=8 * network.count_params()
+        ) as temporary:
             network.save_weights(temporary)
+            stamp_weights(temporary, gan.config, gan.step, scores)
 
 
 def save_state(gan, monitor, folder: RunFolder) -> None:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from networks.layers import Conv2DTransposeSame, MultiChannelRescaling
 from utils.cli import UserError
 from utils.config import Config
-from utils.runs import find_weights, load_run_config
+from utils.runs import check_weights, find_weights, load_run_config
 
 _BATCH_NORM = {"epsilon": 1e-5, "momentum": 0.9}
 _INITIAL_SIGMA = 0.02
@@ -167,7 +167,7 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
     """
     model = with_pre_activation(generator)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def draw(number, seed):
         _, u = model(tf.random.stateless_normal((number, generator.noise_vect_len), seed), training=False)
         density = density_from_pre_activation(u, generator.datascale)
@@ -221,21 +221,25 @@ def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Gene
         If the run, its configuration or the weights are missing (the message names what there is), or the weights do
         not fit the configuration.
     """
-    run_folder = Path(run_folder)
-    generator = build_generator(load_run_config(run_folder))
-    path = find_weights(run_folder, weights)
-    where = f"weights {path} do not fit the configuration {run_folder / 'config.yaml'}"
+    config = load_run_config(run_folder)
+    generator = build_generator(config)
+    load_weights(generator, find_weights(run_folder, weights), config)
+    return generator
+
+
+def load_weights(network: keras.Model, path: Path, config: Config) -> None:
+    """Load a weights file into a network of a configuration. Raises `UserError` if it does not fit or is damaged."""
+    check_weights(path, config)
     try:
         with warnings.catch_warnings():
             # Keras warns of every part that it misses before it raises; one message is enough.
             warnings.simplefilter("ignore")
-            generator.load_weights(path)
-    except OSError as error:
-        raise UserError(f"{where}: the file is damaged or no weights file ({error})") from None
-    except (ValueError, KeyError) as error:
+            network.load_weights(path)
+    except (OSError, ValueError, KeyError) as error:
         # Keras goes on to print every weight; its first words name the first layer that differs.
-        raise UserError(f"{where}: {str(error)[:300]} ...; was it saved by another architecture?") from None
-    return generator
+        raise UserError(
+            f"weights {path} do not fit the configuration of tag '{config.tag}', or are damaged: {str(error)[:300]}"
+        ) from None
 
 
 def _normal(seed: int) -> keras.initializers.Initializer:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from utils.logs import log
 
 
-def start_tensorflow() -> str:
+def start_tensorflow() -> dict:
     """Import TensorFlow and open its devices; the notes that it writes meanwhile go to the log, not to the terminal.
 
     Returns
     -------
-    str
-        What there is to compute on, for the log.
+    dict
+        What there is to compute on: `kind` (CPU or GPU), `devices` (their names) and `threads`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _stderr_to_log():
@@ -29,9 +29,13 @@ def start_tensorflow() -> str:
             # CPUs are reproducible by themselves; some GPU kernels have to be told.
             tf.config.experimental.enable_op_determinism()
         tf.config.list_logical_devices()
-    threads = tf.config.threading.get_intra_op_parallelism_threads() or os.cpu_count()
-    devices = f"{len(gpus)} GPUs" if gpus else f"the CPU with {threads} threads"
-    return f"{devices}, TensorFlow {tf.__version__}"
+    details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    return {
+        "kind": "GPU" if gpus else "CPU",
+        "devices": details or ["CPU"],
+        # Rounding depends on how many threads share a sum.
+        "threads": tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0)),
+    }
 
 
 @contextlib.contextmanager

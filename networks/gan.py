@@ -1,6 +1,7 @@
 """The GAN: both networks, their optimisers, and the training step. All that a run changes lives in one object."""
 
 import math
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,12 +13,14 @@ from networks.dcgan import (
     density_from_pre_activation,
     density_function,
     draw_slices,
+    load_weights,
     round_stochastically,
     with_pre_activation,
 )
 from networks.layers import RESCALE
 from networks.losses import crossentropy, r1_penalty, ring_weights, spectral_loss
 from utils.config import Config
+from utils.runs import find_weights
 from utils.transforms import invtransform, transform
 
 # Densities in the spectral loss are clipped here [particles per voxel]: some 25 times the brightest known pixel.
@@ -76,6 +79,9 @@ class GAN:
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
+        # The step and the place of the first number that was not finite, looked at on the device in every step.
+        self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
+        self._first_bad_tensor = tf.Variable(0, dtype=tf.int64, trainable=False)
 
     # ------------------------------------------------------------------------------------------------ the interface
 
@@ -130,14 +136,17 @@ class GAN:
         sums, counts = self._loss_sums.numpy(), self._loss_counts.numpy()
         return {name: float(s / c) for name, s, c in zip(self.loss_names, sums, counts, strict=True) if c > 0}
 
-    def is_finite(self) -> bool:
-        """Whether every weight of both networks is a finite number."""
-        return bool(self._weights_are_finite())
+    def first_divergence(self) -> tuple[int, str] | None:
+        """The step (counted from 1) at which the first loss or gradient was not finite, and its name; None if none was.
 
-    @tf.function
-    def _weights_are_finite(self):
-        weights = self.generator.weights + self.discriminator.weights
-        return tf.reduce_all([tf.reduce_all(tf.math.is_finite(weight)) for weight in weights])
+        Weights need no look of their own: they are sums of finite steps as long as gradients are finite.
+        """
+        step = int(self._first_bad_step.numpy())
+        if step < 0:
+            return None
+        names = [f"loss {name}" for name in self.loss_names]
+        names += [f"gradient of {weight.path}" for weight in self._trainable_weights()]
+        return step + 1, names[int(self._first_bad_tensor.numpy())]
 
     def reset_losses(self) -> None:
         """Begin a new period of `mean_losses`."""
@@ -157,6 +166,15 @@ class GAN:
             groups["average_generator"] = self.average_generator.weights
         # Names of variables repeat in Keras 3; their order in a model is fixed.
         return {f"{group}/{i:03d}": v for group, variables in groups.items() for i, v in enumerate(variables)}
+
+    def load_weights(self, run_folder: str | Path) -> None:
+        """Begin with the last weights of another run: a new run of its own. Raises `UserError` if they do not fit."""
+        generator_path = find_weights(run_folder, "last")
+        load_weights(self.generator, generator_path, self.config)
+        discriminator_path = generator_path.with_name(generator_path.name.replace("g_", "d_", 1))
+        load_weights(self.discriminator, discriminator_path, self.config)
+        if self.average_generator is not None:
+            self.average_generator.set_weights(self.generator.get_weights())
 
     def load_state(self, arrays: dict[str, np.ndarray], step: int) -> None:
         """Take up a state that `state` gave, at the step that it belongs to.
@@ -181,7 +199,7 @@ class GAN:
         self.step += 1
         return tf.constant(step, tf.int64), self.config.r1_weight > 0 and step % self.config.r1_interval == 0
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _compiled_step(self, densities, step, with_r1):
         n = tf.shape(densities)[0]
         z = tf.random.stateless_normal((n, self.config.noise_vect_len), self._stream(_NOISE, step))
@@ -195,7 +213,7 @@ class GAN:
             real = random_symmetry(real, self._stream(_AUGMENTATION, step))
         return self._update(real, z, tf.cast(flips, tf.float32), step, with_r1)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _compiled_update(self, real, z, flips, step, with_r1):
         return self._update(real, z, flips, step, with_r1)
 
@@ -208,7 +226,7 @@ class GAN:
             if self.config.count_noise:
                 fake_images = self._count_images(u, step)
             with tape.stop_recording():
-                losses = self._update_discriminator(real_images, fake_images, flips, with_r1)
+                losses, discriminator_probe = self._update_discriminator(real_images, fake_images, flips, with_r1)
             # The discriminator sees batch statistics here too, but its moving statistics, which a stateless call
             # returns instead of storing, must not move for the generator's update.
             logits, _ = self.discriminator.stateless_call(
@@ -225,23 +243,33 @@ class GAN:
         self.generator_optimizer.apply(gradients, self.generator.trainable_variables)
         self._update_average(step)
         self._add_losses(losses)
+        self._note_divergence(step, losses, gradients, discriminator_probe)
         return losses
 
-    def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> dict[str, tf.Tensor]:
-        """`DG_update_ratio` updates, on the real and on the fake batch in turn; means of their losses."""
-        rounds = []
+    def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+        """`DG_update_ratio` updates, on the real and on the fake batch in turn.
+
+        Returns the means of their losses, and the sum of their gradients' probes (see `_finite_probe`).
+        """
+        rounds, probes = [], []
         for _ in range(self.config.DG_update_ratio // 2):
-            real_loss, real_prob, penalty = self._fit_labels(real_images, 1.0 - flips, with_r1)
-            fake_loss, fake_prob, _ = self._fit_labels(fake_images, flips, with_r1=False)
+            real_loss, real_prob, penalty, real_probe = self._fit_labels(real_images, 1.0 - flips, with_r1)
+            fake_loss, fake_prob, _, fake_probe = self._fit_labels(fake_images, flips, with_r1=False)
             d_loss = 0.5 * (real_loss + fake_loss)
             rounds.append((d_loss, real_loss, fake_loss, real_prob, fake_prob, penalty))
+            probes += [real_probe, fake_probe]
         means = [tf.reduce_mean(tf.stack(values)) for values in zip(*rounds, strict=True)]
         names = ("d_loss", "d_real_loss", "d_fake_loss", "d_real_prob", "d_fake_prob", "r1_penalty")
         losses = dict(zip(names, means, strict=True))
-        return losses if with_r1 else {name: loss for name, loss in losses.items() if name != "r1_penalty"}
+        if not with_r1:
+            del losses["r1_penalty"]
+        return losses, tf.add_n(probes)
 
-    def _fit_labels(self, images, labels, with_r1) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """One discriminator update; gives the loss, the mean probability of being real, and the R1 penalty."""
+    def _fit_labels(self, images, labels, with_r1) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """One discriminator update.
+
+        Returns the loss, the mean probability of being real, the R1 penalty, and the gradients' probe.
+        """
         with tf.GradientTape() as tape:
             logits = self.discriminator(images, training=True)
             total = loss = crossentropy(labels, logits)
@@ -252,7 +280,7 @@ class GAN:
                 total += self.config.r1_weight * self.config.r1_interval * penalty
         gradients = tape.gradient(total, self.discriminator.trainable_variables)
         self.discriminator_optimizer.apply(gradients, self.discriminator.trainable_variables)
-        return loss, tf.reduce_mean(tf.sigmoid(logits)), penalty
+        return loss, tf.reduce_mean(tf.sigmoid(logits)), penalty, _finite_probe(gradients)
 
     def _discriminator_without_update(self, images):
         """Logits on batch statistics; the moving statistics stay."""
@@ -301,6 +329,17 @@ class GAN:
         self._loss_sums.assign_add(tf.stack([losses.get(name, tf.zeros(())) for name in self.loss_names]))
         self._loss_counts.assign_add([float(name in losses) for name in self.loss_names])
 
+    def _note_divergence(self, step, losses, generator_gradients, discriminator_probe):
+        """Remember the first step in which something was not finite, and what."""
+        loss_probe = _finite_probe([losses.get(name, tf.zeros(())) for name in self.loss_names])
+        bad = tf.math.is_nan(tf.concat([loss_probe, _finite_probe(generator_gradients), discriminator_probe], axis=0))
+        first = tf.logical_and(tf.reduce_any(bad), self._first_bad_step < 0)
+        self._first_bad_step.assign(tf.where(first, step, self._first_bad_step))
+        self._first_bad_tensor.assign(tf.where(first, tf.argmax(tf.cast(bad, tf.int32)), self._first_bad_tensor))
+
+    def _trainable_weights(self):
+        return self.generator.trainable_variables + self.discriminator.trainable_variables
+
     def _stream(self, purpose: int, step):
         """The seed of one purpose's random numbers in one step: a function of (seed, purpose, step) alone."""
         return tf.random.experimental.stateless_fold_in(tf.constant((self.config.seed, purpose), tf.int64), step)
@@ -344,6 +383,14 @@ def random_symmetry(s: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     s = tf.where(coins[0], tf.reverse(s, [1]), s)
     s = tf.where(coins[1], tf.reverse(s, [2]), s)
     return tf.where(coins[2], tf.transpose(s, (0, 2, 1, 3)), s)
+
+
+def _finite_probe(tensors: list[tf.Tensor]) -> tf.Tensor:
+    """One number per tensor: 0 if all its elements are finite, NaN otherwise.
+
+    0 x is 0 for finite x and NaN otherwise: one cheap sum instead of a test of every element.
+    """
+    return tf.stack([tf.reduce_sum(0.0 * x) for x in tensors])
 
 
 def _adam(learning_rate: float, config: Config, network: keras.Model) -> keras.optimizers.Adam:

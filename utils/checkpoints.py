@@ -72,22 +72,26 @@ def save_checkpoint(folder: str | os.PathLike, step: int, arrays: dict[str, np.n
     return path
 
 
-def newest_checkpoint(folder: str | os.PathLike) -> Checkpoint | None:
-    """The newest checkpoint in a folder; None where there is none.
+def newest_checkpoint(folder: str | os.PathLike) -> tuple[Checkpoint | None, list[str]]:
+    """The newest good checkpoint in a folder, None where there is none, and what is wrong with newer ones.
 
     Raises
     ------
     UserError
-        If it is damaged.
+        If there are checkpoints but all of them are damaged.
     """
-    steps = saved_steps(folder)
-    if not steps:
-        return None
-    try:
-        return load_checkpoint(checkpoint_path(folder, steps[-1]))
-    except ValueError as error:
-        older = f"an older one is there (step {steps[-2]})" if len(steps) > 1 else "there is no older one"
-        raise UserError(f"{error}; {older}; move the damaged file away and resume again") from None
+    damaged = []
+    for step in reversed(saved_steps(folder)):
+        try:
+            return load_checkpoint(checkpoint_path(folder, step)), damaged
+        except ValueError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise UserError(
+            f"no checkpoint in {folder} is good ({'; '.join(damaged)}); nothing was changed; bring a copy back, or "
+            f"start another RUN, with --init-from if the weights in models/ are worth going on with"
+        )
+    return None, []
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:

@@ -16,10 +16,18 @@ EXIT_STOPPED = 75
 _MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-class UserError(Exception):
+class CleanExit(Exception):
+    """An end without a traceback: one line on stderr and an exit code."""
+
+    exit_code = 0
+    label = ""
+
+
+class UserError(CleanExit):
     """Something the user can mend. The message says what, where, what is allowed and what to do."""
 
     exit_code = EXIT_USER_ERROR
+    label = "error: "
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -37,24 +45,33 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's main function and leave with the exit code that its outcome deserves.
 
-    `UserError` and its subclasses end in one line on stderr and their own exit code, as do a full disk and a
+    `CleanExit` and its subclasses end in one line on stderr and their own exit code, as do a full disk and a
     missing permission. Ctrl-C ends quietly. Any other exception is a programming error and keeps its traceback.
     """
     script = os.path.basename(sys.argv[0])
     try:
         main()
-    except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"{script}: error: {message}", file=sys.stderr)
-        sys.exit(error.exit_code)
+    except CleanExit as end:
+        message = " ".join(str(end).split())
+        print(f"{script}: {end.label}{message}", file=sys.stderr)
+        sys.exit(end.exit_code)
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except OSError as error:
-        if error.errno not in _MENDABLE:
+        if not is_mendable(error):
             raise
-        where = error.filename or error.filename2 or "output"
-        reason = " ".join(str(error.strerror).split())
-        print(f"{script}: error: cannot write or read {where}: {reason}", file=sys.stderr)
+        print(f"{script}: error: {describe(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
+
+
+def is_mendable(error: OSError) -> bool:
+    """Whether the user can mend it: a full disk, a quota, a missing permission."""
+    return error.errno in _MENDABLE
+
+
+def describe(error: OSError) -> str:
+    """Such an error in one line."""
+    where = error.filename or error.filename2 or "output"
+    return f"cannot write or read {where}: {' '.join(str(error.strerror).split())}"

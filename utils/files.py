@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, delete it otherwise.
 
     The temporary name carries the process number, so that two processes never share one, and ends as the final one,
@@ -18,15 +18,25 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     ----------
     path : path
         The file to be written; its folder must exist.
+    size : int
+        Bytes that the file may need. The disk is asked for as many first: a full disk then raises an error here,
+        where HDF5, which many files are written with, would crash the process.
 
     Yields
     ------
     Path
         Where to write.
+
+    Raises
+    ------
+    OSError
+        If the disk is full or the file cannot be written; it names `path`.
     """
     path = Path(path)
     temporary = path.with_name(f".partial{os.getpid()}.{path.name}")
     try:
+        if size:
+            _reserve(temporary, path, size)
         yield temporary
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
@@ -34,6 +44,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _reserve(temporary: Path, path: Path, size: int) -> None:
+    with open(temporary, "wb") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

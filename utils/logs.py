@@ -15,11 +15,18 @@ class _AboveProgressBar(logging.Handler):
         tqdm.write(self.format(record))
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose failure, on a full disk say, is the program's: not a traceback beside it."""
+
+    def handleError(self, record):
+        raise  # the error that logging has caught
+
+
 def start_log(path: str | Path) -> None:
     """Send the log to a file (all of it, appended) and to standard output (from level INFO on)."""
     log.setLevel(logging.DEBUG)
     log.propagate = False
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file = _LogFile(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     to_terminal = _AboveProgressBar(logging.INFO)
     to_terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

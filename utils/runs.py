@@ -5,9 +5,12 @@ import os
 import re
 from pathlib import Path
 
+import h5py
+
 from utils.cli import UserError
 from utils.config import Config, load_config, read_tags
 from utils.files import write_text
+from utils.version import VERSION
 
 # A resumed run may change these and still be the run it was; any other key would make it another experiment.
 MAY_CHANGE = ("Nepochs", "print_batch", "checkpt_batch", "learn_rate", "save_steps", "save_keep")
@@ -35,6 +38,7 @@ class RunFolder:
         self.path = Path(expts) / tag / f"run{run}"
         self.config = self.path / "config.yaml"
         self.log = self.path / "train.log"
+        self.record = self.path / "run.json"
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "logs"
         self.checkpoints = self.path / "checkpoints"
@@ -56,7 +60,8 @@ class RunFolder:
             be written.
         """
         check_writable(self.path)
-        if not self.path.is_dir() or not any(self.path.iterdir()):
+        # A lock alone is what a run leaves that was refused, or that died before it had begun.
+        if not self.path.is_dir() or all(path.name == "lock" for path in self.path.iterdir()):
             return {}
         if not resume:
             raise UserError(
@@ -80,6 +85,14 @@ class RunFolder:
         for folder in (self.events, self.checkpoints, self.models):
             folder.mkdir(parents=True, exist_ok=True)
         write_text(self.config, config.to_yaml())
+
+    def read_record(self) -> dict:
+        """How the run was last started (`utils.provenance`); empty if that is not known."""
+        return json.loads(self.record.read_text()) if self.record.is_file() else {}
+
+    def write_record(self, record: dict) -> None:
+        """Keep how the run was started."""
+        write_text(self.record, json.dumps(record, indent=2) + "\n")
 
     def append_metrics(self, record: dict) -> None:
         """Add one line to metrics.jsonl and bring it to the disk."""
@@ -140,6 +153,60 @@ def find_weights(run_folder: str | Path, weights: str | Path) -> Path:
         names = sorted(found.name for found in models.glob("g_cosmo*.weights.h5"))
         raise UserError(f"no weights {path}; there are: {', '.join(names) if names else f'none in {models}'}")
     return path
+
+
+# Keys that decide which weights fit which networks.
+_ARCHITECTURE = (
+    "img_dim",
+    "noise_vect_len",
+    "nlayers",
+    "convkern",
+    "convstride",
+    "nconvfilters",
+    "ndeconvfilters",
+    "multichannel",
+    "discriminator_norm",
+)
+
+
+def stamp_weights(path: str | Path, config: Config, step: int, scores: dict[str, float] | None) -> None:
+    """Add to a weights file what it belongs to: tag, step, version, architecture, and the scores it was kept for."""
+    values = config.as_dict()
+    architecture = {key: values[key] for key in _ARCHITECTURE}
+    with h5py.File(path, "r+") as file:
+        file.attrs.update({"tag": config.tag, "step": step, "version": VERSION})
+        file.attrs["architecture"] = json.dumps(architecture)
+        file.attrs["scores"] = json.dumps(scores or {})
+
+
+def check_weights(path: str | Path, config: Config) -> dict:
+    """Make sure that a weights file fits a configuration.
+
+    Returns
+    -------
+    dict
+        Its attributes `tag`, `step`, `version` and `scores`; empty for a file without them.
+
+    Raises
+    ------
+    UserError
+        If the file is damaged, or of another architecture; the message names the keys that differ.
+    """
+    try:
+        with h5py.File(path) as file:
+            stamp = dict(file.attrs)
+    except OSError as error:
+        raise UserError(f"weights {path} are damaged or no weights file: {error}") from None
+    if "architecture" not in stamp:
+        return {}
+    values, saved = config.as_dict(), json.loads(stamp["architecture"])
+    differ = [f"{key} is {values[key]}, was {saved[key]}" for key in saved if values.get(key) != saved[key]]
+    if differ:
+        raise UserError(f"weights {path} do not fit the configuration of tag '{config.tag}': {'; '.join(differ)}")
+    return {key: stamp[key] for key in ("tag", "version")} | {
+        "step": int(stamp["step"]),
+        "scores": json.loads(stamp["scores"]),
+    }
 
 
 def check_writable(path: Path) -> None:
