@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import re
 import resource
 import shutil
@@ -17,6 +16,7 @@ import tensorflow as tf
 
 from networks.gan import GAN
 from tests.conftest import ROOT, assert_refused, run_script, write_config
+from tests.killing import MOMENTS, kill
 from tests.run_files import assert_same_run, events, metrics
 from utils.checkpoints import checkpoint_path, saved_steps
 from utils.cli import UserError
@@ -69,17 +69,16 @@ def copied(place, uninterrupted):
     return run
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_killed_at_a_random_moment_it_ends_as_the_same_run(place, uninterrupted, seed):
-    """SIGKILL some time after the first step was logged: before, between or while files are written."""
+@pytest.mark.parametrize(("seed", "moment"), list(enumerate((*MOMENTS, MOMENTS[0]))))
+def test_killed_at_any_moment_it_ends_as_the_same_run(place, uninterrupted, seed, moment):
+    """SIGKILL at a random time, or while the state, weights or events are being written."""
+    run = place / "expts" / "tiny" / "run0"
     process = start(place)
     wait_for(process, "step 1/50")
-    time.sleep(random.Random(seed).uniform(0, 2.0))
-    process.kill()
-    process.communicate()
+    kill(process, run, moment, seed)
     resumed = train(place, "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(place / "expts" / "tiny" / "run0", uninterrupted)
+    assert_same_run(run, uninterrupted)
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])

@@ -108,7 +108,12 @@ class RunFolder:
         return {str(path.relative_to(self.path)): path.stat().st_size for path in records if path.exists()}
 
     def cut_back(self, sizes: dict[str, int]) -> None:
-        """Bring the records back to the lengths they had at a checkpoint, so that no step stands there twice."""
+        """Bring the records back to the lengths they had at a checkpoint, so that no step stands there twice.
+
+        What a killed process was in the middle of writing goes too.
+        """
+        for leftover in self.path.rglob(".partial*"):
+            leftover.unlink()
         for name, size in self.record_sizes().items():
             if name not in sizes:
                 (self.path / name).unlink()
