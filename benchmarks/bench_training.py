@@ -81,6 +81,32 @@ def checkpoint_seconds(gan, config: Config, rng) -> float:
             return median_seconds(lambda: monitor.checkpoint(gan.step, 0.0, losses, gan.sample, {}), 3)
 
 
+def divergence_check_seconds(gan) -> float:
+    """Median time of looking for numbers that are not finite among as many gradients as a step has."""
+    import tensorflow as tf
+
+    from networks.gan import finite_probe
+
+    weights = gan.generator.trainable_variables
+    weights += gan.discriminator.trainable_variables * gan.config.DG_update_ratio
+    tensors = [tf.convert_to_tensor(weight) for weight in weights]
+    probe = tf.function(lambda: tf.reduce_any(tf.math.is_nan(finite_probe(tensors))), autograph=False)
+    return median_seconds(lambda: probe().numpy(), 10)
+
+
+def saving_seconds(gan) -> float:
+    """Median time of saving the complete state, read back included."""
+    from utils.checkpoints import save_checkpoint
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def save():
+            arrays = {name: variable.numpy() for name, variable in gan.state().items()}
+            save_checkpoint(folder, gan.step, arrays, {}, keep=2)
+
+        return median_seconds(save, 3)
+
+
 def main():
     """Measure and print."""
     parser = ArgumentParser(description="Time the training step and the TensorBoard checkpoint of a tag.")
@@ -100,6 +126,7 @@ def main():
     operations = operations_per_step(gan, config)
     checkpoint = checkpoint_seconds(gan, config, rng)
     between = step * config.checkpt_batch
+    check, saving = divergence_check_seconds(gan), saving_seconds(gan)
     print(f"  4096² matrix product, float32     {rate / 1e9:9.1f} GFLOP/s")
     print(
         f"  step of {config.batchsize:3d} images                {step:9.3f} s, {config.batchsize / step:.1f} images/s"
@@ -108,6 +135,10 @@ def main():
     print(f"  rate of the step / matrix product {operations / step / rate:9.1%}")
     print(f"  checkpoint of {config.checkpt_samples} samples         {checkpoint:9.2f} s")
     print(f"  its share of {config.checkpt_batch} steps            {checkpoint / (between + checkpoint):9.2%}")
+    print(f"  divergence check                  {check:9.4f} s, {check / step:.2%} of a step")
+    print(
+        f"  saving the complete state         {saving:9.2f} s, {saving / (step * config.save_steps):.2%} of save_steps"
+    )
 
 
 if __name__ == "__main__":

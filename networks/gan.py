@@ -249,7 +249,7 @@ class GAN:
     def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
         """`DG_update_ratio` updates, on the real and on the fake batch in turn.
 
-        Returns the means of their losses, and the sum of their gradients' probes (see `_finite_probe`).
+        Returns the means of their losses, and the sum of their gradients' probes (see `finite_probe`).
         """
         rounds, probes = [], []
         for _ in range(self.config.DG_update_ratio // 2):
@@ -280,7 +280,7 @@ class GAN:
                 total += self.config.r1_weight * self.config.r1_interval * penalty
         gradients = tape.gradient(total, self.discriminator.trainable_variables)
         self.discriminator_optimizer.apply(gradients, self.discriminator.trainable_variables)
-        return loss, tf.reduce_mean(tf.sigmoid(logits)), penalty, _finite_probe(gradients)
+        return loss, tf.reduce_mean(tf.sigmoid(logits)), penalty, finite_probe(gradients)
 
     def _discriminator_without_update(self, images):
         """Logits on batch statistics; the moving statistics stay."""
@@ -331,8 +331,8 @@ class GAN:
 
     def _note_divergence(self, step, losses, generator_gradients, discriminator_probe):
         """Remember the first step in which something was not finite, and what."""
-        loss_probe = _finite_probe([losses.get(name, tf.zeros(())) for name in self.loss_names])
-        bad = tf.math.is_nan(tf.concat([loss_probe, _finite_probe(generator_gradients), discriminator_probe], axis=0))
+        loss_probe = finite_probe([losses.get(name, tf.zeros(())) for name in self.loss_names])
+        bad = tf.math.is_nan(tf.concat([loss_probe, finite_probe(generator_gradients), discriminator_probe], axis=0))
         first = tf.logical_and(tf.reduce_any(bad), self._first_bad_step < 0)
         self._first_bad_step.assign(tf.where(first, step, self._first_bad_step))
         self._first_bad_tensor.assign(tf.where(first, tf.argmax(tf.cast(bad, tf.int32)), self._first_bad_tensor))
@@ -385,10 +385,17 @@ def random_symmetry(s: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.where(coins[2], tf.transpose(s, (0, 2, 1, 3)), s)
 
 
-def _finite_probe(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """One number per tensor: 0 if all its elements are finite, NaN otherwise.
+def finite_probe(tensors: list[tf.Tensor]) -> tf.Tensor:
+    """Look for elements that are not finite, in one cheap pass: 0 x is 0 for finite x and NaN otherwise.
 
-    0 x is 0 for finite x and NaN otherwise: one cheap sum instead of a test of every element.
+    Parameters
+    ----------
+    tensors : list of tensor, float32, of any shapes
+
+    Returns
+    -------
+    tensor, (len(tensors),), float32
+        0 where all elements of a tensor are finite, NaN elsewhere.
     """
     return tf.stack([tf.reduce_sum(0.0 * x) for x in tensors])
 
