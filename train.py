@@ -252,9 +252,8 @@ def duration(seconds: float) -> str:
 def save_weights(gan, folder: RunFolder, name: str, scores: dict[str, float] | None = None) -> None:
     """Write the weights of both networks, the averaged generator's where averaging is on."""
     for letter, network in (("g", gan.sampling_generator), ("d", gan.discriminator)):
-        with atomic_path(
-            folder.models / f"{letter}_cosmo{name}.weights.h5", size=8 * network.count_params()
-        ) as temporary:
+        path = folder.models / f"{letter}_cosmo{name}.weights.h5"
+        with atomic_path(path, size=4 * network.count_params() + HDF5_OVERHEAD) as temporary:
             network.save_weights(temporary)
             stamp_weights(temporary, gan.config, gan.step, scores)
 
