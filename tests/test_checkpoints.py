@@ -23,13 +23,13 @@ def test_only_the_newest_are_kept(tmp_path):
     for step in (5, 10, 100, 20_000):
         save_checkpoint(tmp_path, step, ARRAYS, {}, keep=2)
     assert saved_steps(tmp_path) == [100, 20_000]
-    assert newest_checkpoint(tmp_path).meta["step"] == 20_000
+    assert newest_checkpoint(tmp_path)[0].meta["step"] == 20_000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state_000000100.npz", "state_000020000.npz"]
 
 
 def test_an_empty_folder_has_none(tmp_path):
-    assert newest_checkpoint(tmp_path) is None
-    assert newest_checkpoint(tmp_path / "nowhere") is None
+    assert newest_checkpoint(tmp_path) == (None, [])
+    assert newest_checkpoint(tmp_path / "nowhere") == (None, [])
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
@@ -42,7 +42,12 @@ def test_damage_is_noticed(tmp_path, damage):
     path.write_bytes({"truncated": content[:-200], "flipped": content, "empty": b"", "foreign": b"x" * 500}[damage])
     with pytest.raises(ValueError, match="damaged or no checkpoint"):
         load_checkpoint(path)
-    with pytest.raises(UserError, match=r"damaged.*older one is there \(step 1\)"):
+    checkpoint, damaged = newest_checkpoint(tmp_path)
+    assert checkpoint.meta["step"] == 1
+    assert len(damaged) == 1
+    assert path.name in damaged[0]
+    checkpoint.path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is good"):
         newest_checkpoint(tmp_path)
 
 
