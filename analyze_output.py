@@ -1,13 +1,16 @@
 #!/usr/bin/env python
-"""Draw universes from a trained generator, score them against held-back real ones, and plot both.
+"""Draw universes from trained generators, score them against held-back real ones, and plot both.
 
 python analyze_output.py base 0                       the best weights, against the test set
+python analyze_output.py base 0 1 2                   several runs, ranked in one table
 python analyze_output.py base 0 --weights last        the weights at the end of training
 python analyze_output.py base 0 --save-samples x.h5   keep the generated slices
 """
 
 import argparse
+import functools
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,32 +18,34 @@ import h5py
 import numpy as np
 
 from networks.device import start_tensorflow
-from utils import plots
+from utils import plots, plots_scorecard
 from utils.cli import ArgumentParser, UserError, run
+from utils.comparison import Generated, Real, compare, read_real, take_generated
 from utils.config import Config
 from utils.files import atomic_path, write_text
+from utils.likeness import Likeness
+from utils.noise import noise_floor, p_values
 from utils.runs import RunFolder, check_writable, find_weights, load_run_config
-from utils.scores import noise_floor, scorecard
-from utils.slices import SliceSet, has_split, open_slices
-from utils.summaries import Summary, natural_resolution, summarise
+from utils.scorecard import markdown, ranking, scorecard, table
+from utils.similarity import coarse, nearest_neighbours
+from utils.slices import has_split, open_slices
+from utils.transforms import transform
 from utils.version import VERSION
 
-# Slices in the picture of samples, of each kind.
-GRID = 16
-# Real slices are summarised in batches of this size, so that memory does not grow with their number.
-BATCH = 512
+GRID = 16  # slices in the picture of samples, of each kind
+PATHS, STEPS = 3, 8  # of the picture of interpolations
 
 
 def parse_arguments():
     """Read the command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tag", metavar="TAG", nargs="?", default="base", help="tag of the run (default: base)")
-    parser.add_argument("run", metavar="RUN", nargs="?", default="0", help="number of the run (default: 0)")
+    parser.add_argument("tag", metavar="TAG", nargs="?", default="base", help="tag of the runs (default: base)")
+    parser.add_argument("runs", metavar="RUN", nargs="*", default=["0"], help="number of each run (default: 0)")
     parser.add_argument(
         "--weights",
         default="best",
         metavar="WHICH",
-        help="best (by histogram; the default), best_pspect, last, the number of an epoch, or a weights file",
+        help="best (the default), best_pspect, last, the number of an epoch, or a weights file",
     )
     parser.add_argument("--split", choices=("test", "val"), help="real slices to compare with (default: test, or val)")
     parser.add_argument("--num-samples", type=int, default=2048, metavar="N", help="slices to generate (default: 2048)")
@@ -51,105 +56,170 @@ def parse_arguments():
 
 
 def main():
-    """Check everything, generate, score, plot: in this order, from top to bottom."""
+    """Check every run, then analyse one after the other, then rank them."""
     arguments = parse_arguments()
-
-    # 1. Check what is needed, before seconds are spent on TensorFlow.
-    folder = RunFolder(arguments.tag, arguments.run)
-    config = load_run_config(folder.path)
-    weights = find_weights(folder.path, arguments.weights)
-    split = arguments.split or ("test" if has_split(config.dataname, "test") else "val")
-    real_slices = open_slices(config.dataname, split, config.img_dim)
-    mean = open_slices(config.dataname, "train", config.img_dim).mean
-    check_arguments(arguments, folder)
-
-    # 2. Summarise the real slices, as many as will be generated, from all universes.
-    real, real_examples = summarise_real(config, real_slices, mean, arguments.num_samples)
-
-    # 3. Generate.
+    # Before seconds are spent on TensorFlow.
+    jobs = [Job(arguments, number) for number in arguments.runs]
+    check_arguments(arguments, jobs)
     start_tensorflow()
+
+    cards, figures = {}, []
+    for job in jobs:
+        cards[f"{arguments.tag} {job.folder.path.name}"], drawn = analyse(job, arguments)
+        figures.extend(drawn)
+    if len(jobs) > 1:
+        ranked = ranking(cards)
+        path = jobs[0].folder.path.parent / "ranking.md"
+        write_text(path, f"# Runs of {arguments.tag}, best first: ratios to the noise floor\n\n{ranked}\n")
+        print(f"{ranked}\nranking: {path}")
+    if arguments.show:
+        plots.show(figures)
+
+
+class Job:
+    """One run to be analysed: where it lies, and the slices to compare with. Nothing is computed yet."""
+
+    def __init__(self, arguments, number: str):
+        self.folder = RunFolder(arguments.tag, number)
+        self.config: Config = load_run_config(self.folder.path)
+        self.weights = find_weights(self.folder.path, arguments.weights)
+        dataname = self.config.dataname
+        self.split = arguments.split or ("test" if has_split(dataname, "test") else "val")
+        for split in (self.split, "train"):
+            open_slices(dataname, split, self.config.img_dim).close()
+        self.title = f"{arguments.tag} run {number}, {self.weights.name.removesuffix('.weights.h5')}"
+
+
+def analyse(job: Job, arguments) -> tuple[dict, list]:
+    """Generate, score, write and plot one run: in this order, from top to bottom. Gives the card and the figures."""
+    config, folder = job.config, job.folder
+
+    # 1. The real slices, as many as will be generated, from all universes.
+    real = real_slices(config.dataname, job.split, config.img_dim, config.datascale, arguments.num_samples)
+    settings = real.summary.settings
+
+    # 2. Generate.
     from networks.dcgan import density_function, draw_slices, load_generator
 
-    generator = load_generator(folder.path, weights)
+    generator = load_generator(folder.path, job.weights)
     batches = draw_slices(density_function(generator), arguments.num_samples, arguments.seed, progress=True)
     provenance = {
         "tag": arguments.tag,
-        "run": arguments.run,
-        "weights": str(weights),
+        "run": folder.path.name.removeprefix("run"),
+        "weights": str(job.weights),
         "seed": arguments.seed,
         "version": VERSION,
     }
     if arguments.save_samples:
-        attributes = provenance | {"pixel_size": real_slices.pixel_size, "config": config.to_yaml()}
+        attributes = provenance | {"pixel_size": settings.pixel_size, "config": config.to_yaml()}
         batches = save_while_drawn(batches, arguments.save_samples, arguments.num_samples, config.img_dim, attributes)
-    generated, examples = summarise_generated(config, batches, real)
+    generated = take_generated(batches, arguments.num_samples, real)
 
-    # 4. Score, write, plot.
-    card = scorecard(generated, real, noise_floor(real))
-    card["provenance"] = provenance | {"split": split, "real_slices": str(real_slices.path)}
-    print(table(card))
+    # 3. Score.
+    likeness = compare(generated, real)
+    p = p_values(generated.summary, real.summary, likeness)
+    card = scorecard(generated.summary, real.summary, noise_floor(real.summary, likeness), likeness, p)
+    with open_slices(config.dataname, job.split, config.img_dim) as slices:
+        card["provenance"] = provenance | {"split": job.split, "real_slices": str(slices.path)}
+    print(f"{job.title}, against the {job.split} set\n{table(card)}")
+
+    # 4. Write and plot.
     folder.analysis.mkdir(exist_ok=True)
     write_text(folder.analysis / "scorecard.json", json.dumps(card, indent=2) + "\n")
-    title = f"{arguments.tag} run {arguments.run}, {weights.name.removesuffix('.weights.h5')}"
-    figures = {
-        "generated_images.png": plots.sample_grid(
-            examples, config.cscale, config.datascale, real_slices.pixel_size, title, real_examples, split
-        ),
-        "pixel_intensity.png": plots.pixel_histogram_figure(generated, real, title=title, real_label=split),
-        "power_spectrum.png": plots.power_spectrum_figure(generated, real, title=title, real_label=split),
-    }
+    write_text(folder.analysis / "scorecard.md", markdown(card, job.title))
+    figures = draw(job, card, generated, real, likeness, interpolations(generator, arguments.seed))
     for name, figure in figures.items():
-        plots.save(figure, folder.analysis / name)
-    print(f"figures: {', '.join(str(folder.analysis / name) for name in figures)}")
-    print(f"scores: {folder.analysis / 'scorecard.json'}")
+        plots.save_png_and_pdf(figure, folder.analysis / name)
+    print(f"figures: {folder.analysis}{os.sep}*.png and .pdf: {', '.join(f'{name}.png' for name in figures)}")
+    print(f"scores: {folder.analysis / 'scorecard.json'} and scorecard.md")
     if arguments.save_samples:
         print(f"generated slices: {arguments.save_samples}")
-    if arguments.show:
-        plots.show(list(figures.values()))
+    return card, list(figures.values())
 
 
-def check_arguments(arguments, folder: RunFolder) -> None:
+@functools.lru_cache(maxsize=1)
+def real_slices(dataname: str, split: str, img_dim: int, datascale: float, number: int) -> Real:
+    """The real side; runs that are compared share it as a rule."""
+    with open_slices(dataname, split, img_dim) as slices, open_slices(dataname, "train", img_dim) as training:
+        return read_real(slices, training, datascale, number)
+
+
+def draw(job: Job, card: dict, generated: Generated, real: Real, likeness: Likeness, paths: np.ndarray) -> dict:
+    """All figures by the names of their files."""
+    config, label = job.config, job.split
+    examples = generated.images[:GRID], real.images[:: max(1, len(real.images) // GRID)][:GRID]
+    summaries, scale = (generated.summary, real.summary), (config.cscale, config.datascale)
+    pixel_size = real.summary.settings.pixel_size
+    named = {"title": job.title, "real_label": label}
+    return {
+        "summary": plots_scorecard.summary_figure(card, *summaries, *examples, config.cscale, **named),
+        "scores": plots_scorecard.scores_figure(card, job.title),
+        "generated_images": plots.sample_grid(examples[0], *scale, pixel_size, job.title, examples[1], label),
+        "pixel_intensity": plots.pixel_histogram_figure(*summaries, **named),
+        "power_spectrum": plots.power_spectrum_figure(*summaries, **named),
+        "bispectrum": plots_scorecard.bispectrum_figure(*summaries, **named),
+        "peaks": plots_scorecard.peaks_figure(*summaries, **named),
+        "minkowski": plots_scorecard.minkowski_figure(*summaries, **named),
+        "likeness": plots_scorecard.likeness_figure(likeness, **named),
+        "pairs": plots_scorecard.pairs_figure(similar_pairs(job, generated, real), *scale, job.title),
+        "interpolation": plots_scorecard.interpolation_figure(paths, *scale, job.title),
+    }
+
+
+def similar_pairs(job: Job, generated: Generated, real: Real) -> list[tuple]:
+    """The most similar pair of a generated and a held-back real slice, and of a generated and a training slice."""
+    fields = coarse(transform(generated.images, job.config.datascale))
+    held_back = nearest_neighbours(fields, coarse(transform(real.images, job.config.datascale)))
+    known = nearest_neighbours(fields, real.training)
+    one, other = int(np.argmin(held_back.distance)), int(np.argmin(known.distance))
+    with open_slices(job.config.dataname, "train", job.config.img_dim) as training:
+        copied = training.read(real.training_rows[[known.index[other]]])[0]
+    labels = (
+        f"Nearest {job.split} slice: {held_back.distance[one]:.3f}",
+        f"Nearest training slice: {known.distance[other]:.3f}",
+    )
+    return [
+        (generated.images[one], real.images[held_back.index[one]], "Generated", labels[0]),
+        (generated.images[other], copied, "Generated", labels[1]),
+    ]
+
+
+def interpolations(generator, seed: int) -> np.ndarray:
+    """Densities (PATHS, STEPS, N, N) along great circles between two latent vectors (White 2016, arXiv:1609.04468)."""
+    from networks.dcgan import density_from_pre_activation, with_pre_activation
+
+    first, second = np.random.default_rng(seed).normal(size=(2, PATHS, 1, generator.noise_vect_len))
+    norms = np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)
+    angle = np.arccos(np.sum(first * second, axis=-1) / (norms[0] * norms[1]))[..., np.newaxis]  # (PATHS, 1, 1)
+    share = np.linspace(0.0, 1.0, STEPS)[:, np.newaxis]  # (STEPS, 1)
+    z = (np.sin((1.0 - share) * angle) * first + np.sin(share * angle) * second) / np.sin(angle)
+    _, u = with_pre_activation(generator)([z.reshape(PATHS * STEPS, -1).astype(np.float32)], training=False)
+    # Not rounded to whole particles: noise would hide how smooth the path is.
+    density = density_from_pre_activation(u, generator.datascale).numpy()
+    return density.reshape(PATHS, STEPS, *density.shape[1:])
+
+
+def check_arguments(arguments, jobs: list[Job]) -> None:
     """Refuse what could not be finished."""
     if arguments.num_samples < 1:
         raise UserError(f"--num-samples {arguments.num_samples}: at least 1 slice has to be generated")
     if not 0 <= arguments.seed < 2**31:
         raise UserError(f"--seed {arguments.seed}: a whole number from 0 to 2147483647 is allowed")
-    check_writable(folder.analysis)
+    repeated = [number for number in arguments.runs if arguments.runs.count(number) > 1]
+    if repeated:
+        raise UserError(f"RUN {repeated[0]} is given twice")
+    for job in jobs:
+        check_writable(job.folder.analysis)
     path = arguments.save_samples
     if path is None:
         return
+    if len(jobs) > 1:
+        raise UserError(f"--save-samples {path}: one file holds the slices of one run; give one RUN")
     if path.suffix != ".h5":
         raise UserError(f"--save-samples {path}: the name has to end in .h5, for an HDF5 file is written")
     if not path.parent.is_dir():
         raise UserError(f"--save-samples {path}: the folder {path.parent} does not exist; make it first")
     check_writable(path.parent)
-
-
-def summarise_real(config: Config, slices: SliceSet, mean: float, number: int) -> tuple[Summary, np.ndarray]:
-    """Summarise `number` slices spread over all universes; also give a few of them to look at."""
-    rows = slices.rows_spread(number)
-    universe = np.zeros(len(rows), np.int64) if slices.universe is None else slices.universe[rows].astype(np.int64)
-    # Eight blocks of neighbouring slices in each universe, told here because a universe may span batches.
-    first = np.searchsorted(universe, universe)
-    block = (np.arange(len(rows)) - first) * 8 // np.bincount(universe)[universe]
-    summary, resolution = None, None
-    for start in range(0, len(rows), BATCH):
-        part = slice(start, start + BATCH)
-        images = slices.read(rows[part])
-        resolution = resolution or natural_resolution(images)
-        added = summarise(images, config.datascale, slices.pixel_size, mean, universe[part], block[part], resolution)
-        summary = added if summary is None else summary + added
-    return summary, slices.read(slices.rows_spread(GRID))
-
-
-def summarise_generated(config: Config, batches: Iterator[np.ndarray], real: Summary) -> tuple[Summary, np.ndarray]:
-    """Summarise generated slices as the real ones were; also give the first few to look at."""
-    settings, summary, examples = real.settings, None, []
-    for images in batches:
-        added = summarise(images, config.datascale, settings.pixel_size, settings.mean, resolution=settings.resolution)
-        summary = added if summary is None else summary + added
-        examples.extend(images[: GRID - len(examples)])
-    return summary, np.stack(examples)
 
 
 def save_while_drawn(
@@ -168,17 +238,6 @@ def save_while_drawn(
             slices[done : done + len(images)] = images
             done += len(images)
             yield images
-
-
-def table(card: dict) -> str:
-    """The scores for reading: value, noise floor, and their ratio."""
-    lines = [f"{'score':20}{'value':>14}{'noise floor':>14}{'ratio':>10}"]
-    for name, score in card["scores"].items():
-        numbers = (score["value"], score["noise_floor"], score["ratio"])
-        cells = ["unknown" if number is None else f"{number:.4g}" for number in numbers]
-        lines.append(f"{name:20}{cells[0]:>14}{cells[1]:>14}{cells[2]:>10}")
-    lines.append(f"ratio 1: as far from the real slices as other real universes are; {card['noise_floor']['basis']}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

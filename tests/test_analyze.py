@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import h5py
 import numpy as np
@@ -11,7 +12,19 @@ import yaml
 from networks.dcgan import load_generator
 from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_config
 
-FIGURES = ("generated_images.png", "pixel_intensity.png", "power_spectrum.png")
+FIGURES = (
+    "summary.png",
+    "scores.png",
+    "generated_images.png",
+    "pixel_intensity.png",
+    "power_spectrum.png",
+    "bispectrum.png",
+    "peaks.png",
+    "minkowski.png",
+    "likeness.png",
+    "pairs.png",
+    "interpolation.png",
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +49,7 @@ def test_it_writes_figures_scores_and_samples(analysed):
     analysis = folder / "expts" / "tiny" / "run7" / "analysis"
     for name in FIGURES:
         assert (analysis / name).read_bytes().startswith(b"\x89PNG")
+        assert (analysis / name).with_suffix(".pdf").read_bytes().startswith(b"%PDF")
         assert name in process.stdout
     card = json.loads((analysis / "scorecard.json").read_text())
     assert {"chisq", "chisq_pspect", "pspect_rms", "pspect_rms_s", "ks", "wasserstein"} <= card["scores"].keys()
@@ -44,6 +58,10 @@ def test_it_writes_figures_scores_and_samples(analysed):
     assert card["provenance"]["split"] == "test"
     assert card["provenance"]["weights"].endswith("g_cosmo_best.weights.h5")
     assert re.search(r"score +value +noise floor +ratio", process.stdout)
+    assert "figure of merit" in process.stdout
+    assert (analysis / "scorecard.md").read_text().startswith("# tiny run 7, g_cosmo_best\n")
+    assert {"bispectrum", "repetition", "memorisation"} <= card["scores"].keys()
+    assert set(card["alarms"]) >= {"copied_fraction", "repeated_fraction", "mode_collapse"}
     assert process.stderr == ""
 
 
@@ -69,19 +87,32 @@ def test_the_same_seed_gives_the_same_slices_whatever_their_number(trained):
     assert len(np.unique(many.reshape(300, -1), axis=0)) == 300
 
 
-def test_other_weights_and_split(trained):
-    process = run_script(
-        "analyze_output.py", "tiny", 7, "--weights", "last", "--split", "val", "--num-samples", 8, cwd=trained
-    )
+def test_several_runs_with_other_weights_and_split_are_ranked(trained):
+    expts = trained / "expts" / "tiny"
+    for number in (8, 9):
+        models = expts / f"run{number}" / "models"
+        models.mkdir(parents=True)
+        (models.parent / "config.yaml").write_bytes((expts / "run7" / "config.yaml").read_bytes())
+        (models / "g_cosmo_last.weights.h5").write_bytes((expts / "run7/models/g_cosmo_last.weights.h5").read_bytes())
+    arguments = ("tiny", 8, 9, "--weights", "last", "--split", "val", "--num-samples", 8)
+    process = run_script("analyze_output.py", *arguments, cwd=trained)
+    for number in (8, 9):
+        card = json.loads((expts / f"run{number}" / "analysis" / "scorecard.json").read_text())
+        assert card["provenance"]["split"] == "val"
+        assert card["sets"]["generated"]["slices"] == 8
+        shutil.rmtree(expts / f"run{number}")
     assert process.returncode == 0, process.stderr
-    card = json.loads((trained / "expts" / "tiny" / "run7" / "analysis" / "scorecard.json").read_text())
-    assert card["provenance"]["split"] == "val"
-    assert card["sets"]["generated"]["slices"] == 8
+    page = (expts / "ranking.md").read_text()
+    assert re.search(r"\| +\| tiny run8 +\| tiny run9 +\|", page)
+    assert "figure of merit" in page
+    assert page.splitlines()[3] in process.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["tiny", "7", "7"], ["RUN 7", "twice"]),
+        (["tiny", "7", "8"], ["run8", "run7"]),
         ([], ["base", "config.yaml is missing", "run7"]),
         (["tiny", "8"], ["run8", "run7"]),
         (["tiny", "7", "--weights", "bset"], ["g_cosmo_bset.weights.h5", "g_cosmo_best.weights.h5"]),

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from utils.scores import DEFINITIONS, UNITS, noise_floor, scorecard, scores
+from utils import likeness
+from utils.noise import noise_floor
+from utils.scorecard import scorecard
+from utils.scores import DEFINITIONS, UNITS, scores
 from utils.statistics import minkowski_functionals, peak_counts, pixel_histogram, power_spectrum, ring_power
 from utils.summaries import MINKOWSKI_THRESHOLDS, PEAK_EDGES, TOP_VALUE, summarise, whole_numbers
 from utils.transforms import transform
 
 A, DX, MEAN = 4.0, 1.5, 1.1
+NAMES = [name for name in DEFINITIONS if name not in likeness.DEFINITIONS]  # without a Likeness
 
 
 def slices(n, seed=0, pixels=16, strength=1.0):
@@ -40,7 +44,7 @@ def test_summary_holds_the_statistics():
     power = power_spectrum(images, DX, MEAN)
     np.testing.assert_array_equal(found.k, power.k)
     np.testing.assert_allclose(found.power.sum(axis=0), power.power.sum(axis=0))
-    np.testing.assert_allclose(found.power_curve().mean, power.power.mean(axis=0))
+    np.testing.assert_allclose(found.curve("power").mean, power.power.mean(axis=0))
     np.testing.assert_allclose(found.power_squares.sum(axis=0), (power.power**2).sum(axis=0))
     s_power = DX**2 / 16**2 * ring_power(transform(images, A))
     np.testing.assert_allclose(found.power_s.sum(axis=0), s_power.sum(axis=0), rtol=1e-6)
@@ -62,7 +66,7 @@ def test_batches_add_up_to_the_whole():
     for field in dataclasses.fields(whole)[1:]:
         one, other = getattr(added, field.name), getattr(whole, field.name)
         np.testing.assert_allclose(one, other, atol=1e-9, err_msg=field.name)
-    assert scores(added, whole) == pytest.approx(dict.fromkeys(DEFINITIONS, 0.0), abs=1e-9)
+    assert scores(added, whole) == pytest.approx(dict.fromkeys(NAMES, 0.0), abs=1e-9)
 
 
 def test_blocks_by_default_and_their_sum():
@@ -127,14 +131,14 @@ def test_power_curve_and_scatter():
     found = summary(images, universe=labels)
     power = power_spectrum(images, DX, MEAN).power
     groups = power.reshape(5, 20, -1).mean(axis=1)
-    np.testing.assert_allclose(found.power_curve().scatter, groups.std(axis=0, ddof=1))
+    np.testing.assert_allclose(found.curve("power").scatter, groups.std(axis=0, ddof=1))
     low, high = found.power_scatter()
     # The log-normal of this range has the slices' mean and variance.
     median, sigma = np.sqrt(low * high), np.log(high / low) / 2
     np.testing.assert_allclose(median * np.exp(sigma**2 / 2), power.mean(axis=0))
     np.testing.assert_allclose(np.expm1(sigma**2), power.var(axis=0) / power.mean(axis=0) ** 2)
     single = summary(images[:1])
-    assert np.isnan(single.power_curve().scatter).all()
+    assert np.isnan(single.curve("power").scatter).all()
     np.testing.assert_allclose(single.power_scatter(), np.tile(power[0], (2, 1)))
 
 
@@ -143,7 +147,7 @@ def test_power_curve_and_scatter():
 
 def test_identical_sets_score_zero():
     found = summary(slices(5))
-    assert scores(found, found) == dict.fromkeys(DEFINITIONS, 0.0)
+    assert scores(found, found) == dict.fromkeys(NAMES, 0.0)
     assert set(UNITS) == set(DEFINITIONS)
 
 
@@ -214,7 +218,7 @@ def test_without_morphology_its_scores_are_unknown():
 
 def test_other_universes_score_at_ratio_one():
     """Fresh sets of universes stand at the floor of the first, in the median over many trials."""
-    ratios = {name: [] for name in DEFINITIONS}
+    ratios = {name: [] for name in NAMES}
     for trial in range(60):
         labels, images = universes(6, 6, seed=1000 + trial)
         fresh = universes(6, 6, seed=2000 + trial)[1]
@@ -238,11 +242,11 @@ def test_a_wrong_generator_stands_far_above_the_floor():
 def test_the_floor_depends_on_seed_and_nothing_else():
     labels, images = universes(5, 4, seed=7)
     real = summary(images, universe=labels)
-    assert noise_floor(real, 20, seed=1) == noise_floor(real, 20, seed=1)
-    assert noise_floor(real, 20, seed=1).median != noise_floor(real, 20, seed=2).median
+    assert noise_floor(real, None, 20, seed=1) == noise_floor(real, None, 20, seed=1)
+    assert noise_floor(real, None, 20, seed=1).median != noise_floor(real, None, 20, seed=2).median
     # Blocks inside universes play no part when there are universes enough.
     rows = summary(images, universe=labels, block=np.zeros(20, dtype=int))
-    assert noise_floor(rows, 20, seed=1).median == pytest.approx(noise_floor(real, 20, seed=1).median)
+    assert noise_floor(rows, None, 20, seed=1).median == pytest.approx(noise_floor(real, None, 20, seed=1).median)
 
 
 def test_floor_from_blocks_says_so():
@@ -268,7 +272,7 @@ def test_scorecard_documents_itself():
     real, generated = summary(images, universe=labels), summary(slices(10, seed=9))
     floor = noise_floor(real, repeats=30)
     card = json.loads(json.dumps(scorecard(generated, real, floor), allow_nan=False))
-    assert set(card["scores"]) == set(DEFINITIONS)
+    assert set(card["scores"]) == set(NAMES)
     for name, value in scores(generated, real).items():
         entry = card["scores"][name]
         assert entry["value"] == value

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.measure import euler_number
 
-from utils import statistics
+from utils import stacks
 from utils.statistics import minkowski_functionals, peak_counts, pixel_histogram, power_spectrum, ring_power
 
 SMALL_STACKS = arrays(np.int16, (2, 6, 6), elements=st.integers(0, 4))
@@ -189,7 +189,7 @@ def test_any_numeric_type(function, dtype):
 def test_batches_change_nothing(function, monkeypatch):
     images = lognormal(7)
     whole = function(images)
-    monkeypatch.setattr(statistics, "_BATCH_PIXELS", 2 * 32 * 32 + 1)
+    monkeypatch.setattr(stacks, "_BATCH_PIXELS", 2 * 32 * 32 + 1)
     np.testing.assert_array_equal(function(images), whole)
 
 

@@ -60,6 +60,7 @@ class Config:
     r1_interval: int = _key("steps between R1 penalties, each then weighted by the interval", 1)
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
+    best_metric: str = _key("score by which weights are kept as best: chisq or figure_of_merit", "chisq")
     checkpt_samples: int = _key("generated slices per TensorBoard checkpoint", 512)
     save_steps: int = _key("steps between complete checkpoints", 500)
     save_keep: int = _key("complete checkpoints kept", 2)
@@ -256,6 +257,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "seed", 0 <= c.seed < 2**31, "a whole number from 0 to 2147483647"
     yield "count_noise", not (c.count_noise and c.dequantise), "false with dequantise: both answer the same question"
     yield "adam_betas", all(0 <= beta < 1 for beta in c.adam_betas), "two numbers, each at least 0 and below 1"
+    yield "best_metric", c.best_metric in ("chisq", "figure_of_merit"), "chisq or figure_of_merit"
     yield "lr_schedule", c.lr_schedule in ("constant", "cosine"), "constant or cosine"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"

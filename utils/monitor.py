@@ -7,17 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from utils import plots
+from utils.cli import UserError
 from utils.config import Config
+from utils.noise import noise_floor
 from utils.runs import RunFolder
-from utils.scores import scores
+from utils.scores import figure_of_merit, scores
 from utils.slices import SliceSet
 from utils.summaries import Summary, natural_resolution, summarise
 from utils.tboard import EventLog
 
 _GRID = 16  # slices in the picture of samples
 
-# Scores that a training run is judged by, and the names under which the best weights are kept.
-BEST = {"chisq": "best", "chisq_pspect": "best_pspect"}
+
+def best_weights(config: Config) -> dict[str, str]:
+    """Scores that a training run is judged by, and the names under which the best weights are kept."""
+    return {config.best_metric: "best", "chisq_pspect": "best_pspect"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Evaluation:
 
     scores: dict[str, float]
     improved: list[str]
-    """Names of the best weights that these now are: values of `BEST`."""
+    """Names of the best weights that these now are: values of `best_weights`."""
 
 
 class Monitor:
@@ -43,13 +47,14 @@ class Monitor:
     Attributes
     ----------
     best : dict of str to float
-        The best value so far of each score in `BEST`.
+        The best value so far of each score in `best_weights`.
     """
 
     def __init__(self, config: Config, validation: SliceSet, mean: float, run: RunFolder):
         self.config = config
         self.run = run
-        self.best = dict.fromkeys(BEST, math.inf)
+        self._names = best_weights(config)
+        self.best = dict.fromkeys(self._names, math.inf)
         self.events = EventLog(run.events)
         self._mean = mean
         self._pixel_size = validation.pixel_size
@@ -58,6 +63,12 @@ class Monitor:
         images = validation.read(rows)
         self._resolution = natural_resolution(images)
         self._real = self._summarise(images, universe)
+        self._floor = noise_floor(self._real).median
+        if config.best_metric == "figure_of_merit" and not np.isfinite(list(self._floor.values())).any():
+            raise UserError(
+                f"best_metric = figure_of_merit needs a noise floor, and {len(images)} validation slice(s) are too few"
+                " for one; slice more universes, or configure best_metric: chisq"
+            )
         self._real_images = images[np.linspace(0, len(images) - 1, min(_GRID, len(images))).astype(int)]
 
     def checkpoint(
@@ -85,18 +96,31 @@ class Monitor:
         # The step is in the seed: with the same slices of noise each time, best weights would be tuned to them.
         generated = sample(self._real.slices.sum(), self.config.seed + step)
         summary = self._summarise(generated, None)
-        found = scores(summary, self._real)
-        better = [name for name in BEST if found[name] < self.best[name]]
+        found = self._scores(summary)
+        better = [name for name in self._names if found[name] < self.best[name]]
         self.best |= {name: found[name] for name in better}
         self.events.write(step, losses | found, self._pictures(generated, summary))
         record = {"step": step, "epoch": round(epoch, 6)} | losses | found
         finite = {name: value if math.isfinite(value) else None for name, value in record.items()}
         self.run.append_metrics(finite | {"timing": timing})
-        return Evaluation(found, [BEST[name] for name in better])
+        return Evaluation(found, [self._names[name] for name in better])
+
+    def _scores(self, summary: Summary) -> dict[str, float]:
+        """The scores of curves and distributions, and the figure of merit of these alone."""
+        found = scores(summary, self._real)
+        del found["bispectrum"]  # left out of the summaries: it would double their time
+        ratios = {name: value / self._floor[name] for name, value in found.items() if self._floor[name] > 0}
+        return found | {"figure_of_merit": figure_of_merit(ratios)}
 
     def _summarise(self, images: np.ndarray, universe: np.ndarray | None) -> Summary:
         return summarise(
-            images, self.config.datascale, self._pixel_size, self._mean, universe, resolution=self._resolution
+            images,
+            self.config.datascale,
+            self._pixel_size,
+            self._mean,
+            universe,
+            resolution=self._resolution,
+            bispectrum=False,
         )
 
     def _pictures(self, generated: np.ndarray, summary: Summary) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Figures: grids of slices, pixel histograms, power spectra.
+"""Figures: grids of slices, pixel histograms, power spectra. Those of the scorecard are in `utils.plots_scorecard`.
 
 Everything drawn here was computed elsewhere (`utils.summaries`, `utils.statistics`). The functions build plain
 `matplotlib.figure.Figure` objects and leave pyplot's global state alone, so that a training process can draw at any
@@ -23,9 +23,9 @@ from utils.transforms import transform
 # Two colours of Okabe & Ito (2008) that differ in hue for every kind of colour vision, and in lightness on paper.
 REAL, GENERATED = "#0072B2", "#D55E00"
 COLOUR_MAP = "inferno"
-_REAL_LINE = {"color": REAL, "lw": 2.6}  # the wider one below: it shows where the two coincide
-_GENERATED_LINE = {"color": GENERATED, "lw": 1.5}
-_BAND = {"color": REAL, "alpha": 0.2, "lw": 0}
+REAL_LINE = {"color": REAL, "lw": 2.6}  # the wider one below: it shows where the two coincide
+GENERATED_LINE = {"color": GENERATED, "lw": 1.5}
+BAND = {"color": REAL, "alpha": 0.2, "lw": 0}
 
 POWER_SCALE_TOP = 1000.0  # particles per voxel; fixed, so that figures of different epochs can be compared
 POWER_SCALE_GAMMA = 0.2
@@ -62,17 +62,17 @@ def sample_grid(images, cscale, datascale, pixel_size, title=None, real=None, re
     for label, stack in stacks.items():
         if stack.ndim != 3 or len(stack) == 0:
             raise ValueError(f"{label} images must be a stack (n, N, N), not of shape {stack.shape}")
-    norm, colours = _colour_scale(cscale, datascale)
+    norm, colours = colour_scale(cscale, datascale)
     side = min(4, *(int(len(stack) ** 0.5) for stack in stacks.values()))
 
     figure = Figure(figsize=(4.9 * len(stacks) + 0.9, 5.3), layout="constrained")
     axes = figure.subplots(1, len(stacks), squeeze=False)[0]
     for ax, (label, stack) in zip(axes, stacks.items(), strict=True):
-        drawn = ax.imshow(_mosaic(colours(stack[: side * side]), side), norm=norm, cmap=_colour_map())
+        drawn = ax.imshow(mosaic(colours(stack[: side * side]), side), norm=norm, cmap=colour_map())
         ax.set_title(label.capitalize(), fontsize=11)
         ax.set_axis_off()
-    _scale_bar(axes[0], stacks["generated"].shape[-1], pixel_size)
-    _colour_bar(figure, drawn, axes, cscale, datascale)
+    scale_bar(axes[0], stacks["generated"].shape[-1], pixel_size)
+    colour_bar(figure, drawn, axes, cscale, datascale)
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
@@ -84,8 +84,8 @@ def pixel_histogram_figure(
     """Draw the pixel-intensity histogram: fraction of the pixels per unit of density, and the residual in per cent.
 
     The density axis is linear up to 1 and logarithmic beyond, so that the empty pixels, which are the majority, and
-    the rare bright tail are both seen. The light band is the scatter between real universes, the one in the lower
-    panel the standard error of their mean.
+    the rare bright tail are both seen. The light band is the scatter between real universes; those in the lower
+    panel hold 68 % of the means over resampled universes, real and generated.
 
     Parameters
     ----------
@@ -97,16 +97,20 @@ def pixel_histogram_figure(
     real_label : str
         What the real slices are.
     """
-    if edges is None:
-        edges = default_edges(real)
-    edges = np.asarray(edges, dtype=np.float64)
-    figure, main, lower = _two_panels(title)
+    figure, main, lower = two_panels(title)
+    draw_histogram(main, lower, generated, real, edges, real_label)
+    return figure
+
+
+def draw_histogram(main, lower, generated: Summary, real: Summary, edges=None, real_label="validation") -> None:
+    """Draw what `pixel_histogram_figure` shows into two axes that share x."""
+    edges = default_edges(real) if edges is None else np.asarray(edges, dtype=np.float64)
     curve, other = real.histogram_curve(edges), generated.histogram_curve(edges)
-    main.stairs(curve.mean, edges, baseline=None, label=real_label.capitalize(), **_REAL_LINE)
-    main.stairs(other.mean, edges, baseline=None, label="Generated", **_GENERATED_LINE)
+    main.stairs(curve.mean, edges, baseline=None, label=real_label.capitalize(), **REAL_LINE)
+    main.stairs(other.mean, edges, baseline=None, label="Generated", **GENERATED_LINE)
     low = np.where(curve.mean > curve.scatter, curve.mean - curve.scatter, curve.mean / 1e3)
-    _stairs_band(main, edges, low, curve.mean + curve.scatter, f"Scatter between {curve.kind}")
-    _draw_residual(lower, edges, other, curve)
+    stairs_band(main, edges, low, curve.mean + curve.scatter, label=f"Scatter between {curve.kind}", **BAND)
+    draw_residual(lower, edges, other, curve)
 
     main.set_yscale("log")
     positive = curve.mean[curve.mean > 0]
@@ -121,15 +125,14 @@ def pixel_histogram_figure(
     lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     lower.xaxis.set_minor_formatter(NullFormatter())
     lower.set_xlabel("Density $x$ [particles per voxel]")
-    return figure
 
 
 def power_spectrum_figure(generated: Summary, real: Summary, title=None, real_label="validation") -> Figure:
     """Draw the mean power spectra, the scatter between slices, and the residual in per cent.
 
     The light band holds 68 % of the real slices, the dotted lines 68 % of the generated ones (closer together: a
-    generator that lacks diversity). The band in the lower panel is the standard error of the real mean, from the
-    scatter between universes.
+    generator that lacks diversity). The bands in the lower panel hold 68 % of the means over resampled universes, real
+    and generated.
 
     Parameters
     ----------
@@ -139,15 +142,21 @@ def power_spectrum_figure(generated: Summary, real: Summary, title=None, real_la
     real_label : str
         What the real slices are.
     """
-    figure, main, lower = _two_panels(title)
+    figure, main, lower = two_panels(title)
+    draw_power_spectrum(main, lower, generated, real, real_label)
+    return figure
+
+
+def draw_power_spectrum(main, lower, generated: Summary, real: Summary, real_label="validation") -> None:
+    """Draw what `power_spectrum_figure` shows into two axes that share x."""
     k, nyquist = real.k, real.k[-1]
-    curve, other = real.power_curve(), generated.power_curve()
-    main.plot(k, curve.mean, label=real_label.capitalize(), **_REAL_LINE)
-    main.plot(k, other.mean, label="Generated", **_GENERATED_LINE)
-    main.fill_between(k, *real.power_scatter(), label=f"68 % of {real_label} slices", **_BAND)
+    curve, other = real.curve("power"), generated.curve("power")
+    main.plot(k, curve.mean, label=real_label.capitalize(), **REAL_LINE)
+    main.plot(k, other.mean, label="Generated", **GENERATED_LINE)
+    main.fill_between(k, *real.power_scatter(), label=f"68 % of {real_label} slices", **BAND)
     for edge, label in zip(generated.power_scatter(), ("68 % of generated slices", None), strict=True):
         main.plot(k, edge, color=GENERATED, lw=1.0, ls=":", label=label)
-    _draw_residual(lower, k, other, curve)
+    draw_residual(lower, k, other, curve)
 
     main.set_xscale("log")
     main.set_yscale("log")
@@ -159,7 +168,6 @@ def power_spectrum_figure(generated: Summary, real: Summary, title=None, real_la
     main.legend(frameon=False, loc="lower left")
     lower.set_xlim(k[0] * 0.9, nyquist * 1.1)
     lower.set_xlabel(r"Wave number $k$ [$h$/Mpc]")
-    return figure
 
 
 def default_edges(summary: Summary) -> np.ndarray:
@@ -182,6 +190,13 @@ def save(figure: Figure, path: str | os.PathLike, dpi=200) -> None:
         figure.savefig(temporary, dpi=dpi)
 
 
+def save_png_and_pdf(figure: Figure, stem: str | os.PathLike) -> None:
+    """Write a figure as `stem`.png, for screens, and as `stem`.pdf, for papers."""
+    save(figure, f"{stem}.png")
+    figure.set_layout_engine("none")  # the layout stays as it is now: to find it takes most of the time
+    save(figure, f"{stem}.pdf")
+
+
 def show(figures: Sequence[Figure]) -> None:
     """Open a window for each figure and wait until all are closed.
 
@@ -200,12 +215,12 @@ def show(figures: Sequence[Figure]) -> None:
     plt.show()
 
 
-def _colour_map():
+def colour_map():
     """Black at the bottom of the scale and white between the tiles of a mosaic."""
     return colormaps[COLOUR_MAP].with_extremes(bad="white")
 
 
-def _colour_scale(cscale, datascale):
+def colour_scale(cscale, datascale):
     """The norm of the colours, and the function that gives what they stand for from densities."""
     if cscale == "lin":
         return Normalize(-1.0, 1.0), lambda density: transform(density, datascale)
@@ -214,7 +229,7 @@ def _colour_scale(cscale, datascale):
     raise ValueError(f'cscale must be "lin" or "pwr", not "{cscale}"')
 
 
-def _mosaic(tiles: np.ndarray, side: int) -> np.ndarray:
+def mosaic(tiles: np.ndarray, side: int) -> np.ndarray:
     """Lay out side² tiles (side², N, N) as one image, NaN in the gaps: much quicker to draw than as many axes."""
     pixels = tiles.shape[-1]
     canvas = np.full((side, pixels + _GAP, side, pixels + _GAP), np.nan, dtype=np.float32)
@@ -223,14 +238,14 @@ def _mosaic(tiles: np.ndarray, side: int) -> np.ndarray:
     return canvas.reshape(length, length)[:-_GAP, :-_GAP]
 
 
-def _scale_bar(ax, pixels: int, pixel_size: float) -> None:
+def scale_bar(ax, pixels: int, pixel_size: float) -> None:
     """A bar as long as the first tile is wide, below the mosaic."""
     bar = {"xycoords": ax.get_xaxis_transform(), "annotation_clip": False}
     ax.annotate("", (0, -0.025), (pixels - 1, -0.025), arrowprops={"arrowstyle": "|-|,widthA=0.2,widthB=0.2"}, **bar)
     ax.annotate(f"{pixels * pixel_size:g} Mpc/$h$", (pixels / 2, -0.04), ha="center", va="top", fontsize=9, **bar)
 
 
-def _colour_bar(figure: Figure, drawn, axes, cscale, datascale) -> None:
+def colour_bar(figure: Figure, drawn, axes, cscale, datascale) -> None:
     """A colour bar in density, with the scale of s on the other side where colours are linear in s."""
     bar = figure.colorbar(drawn, ax=axes, fraction=0.046, pad=0.02, extend="neither" if cscale == "lin" else "max")
     label = "Density $x$ [particles per voxel]"
@@ -245,35 +260,47 @@ def _colour_bar(figure: Figure, drawn, axes, cscale, datascale) -> None:
     twin.set_ylabel(label)
 
 
-def _two_panels(title):
+def two_panels(title):
     """A figure of a large panel above a residual panel with a common x axis."""
     figure = Figure(figsize=(6.4, 6.0), layout="constrained")
-    main, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for ax in (main, lower):
-        ax.tick_params(which="both", direction="in", top=True, right=True)
+    main, lower = panel_pair(figure)
     if title:
         main.set_title(title, fontsize=12)
     return figure, main, lower
 
 
-def _draw_residual(ax, x, generated: Curve, real: Curve) -> None:
-    """Generated/real − 1 in per cent over bins (`x` are edges) or at points, and the error of the real mean.
+def panel_pair(figure):
+    """Two axes with a common x axis in a figure or a part of one, the lower one for residuals."""
+    main, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for ax in (main, lower):
+        ax.tick_params(which="both", direction="in", top=True, right=True)
+    return main, lower
+
+
+def draw_residual(ax, x, generated: Curve, real: Curve) -> None:
+    """Generated/real − 1 in per cent over bins (`x` are edges) or at points, and bootstrap bands of both.
 
     The scale shows nine tenths of the residuals; a triangle at the frame stands for one beyond it.
     """
-    known = real.mean > 0
-    residual, error = (
-        100.0 * np.divide(part, real.mean, out=np.full_like(real.mean, np.nan), where=known)
-        for part in (generated.mean - real.mean, real.error)
-    )
-    label = f"Standard error, from the scatter between {real.kind}"
+    known = real.mean != 0
+
+    def percent(part):
+        return 100.0 * np.divide(part - real.mean, real.mean, out=np.full_like(real.mean, np.nan), where=known)
+
+    residual = percent(generated.mean)
+    bands = [
+        (percent(real.low), percent(real.high), BAND | {"label": f"68 % of resampled {real.kind}"}),
+        (percent(generated.low), percent(generated.high), BAND | {"color": GENERATED}),
+    ]
     if len(x) > len(residual):
-        _stairs_band(ax, x, -error, error, label)
-        ax.stairs(residual, x, baseline=None, **_GENERATED_LINE)
+        for low, high, style in bands:
+            stairs_band(ax, x, low, high, **style)
+        ax.stairs(residual, x, baseline=None, **GENERATED_LINE)
         x = 0.5 * (x[1:] + x[:-1])
     else:
-        ax.fill_between(x, -error, error, label=label, **_BAND)
-        ax.plot(x, residual, **_GENERATED_LINE)
+        for low, high, style in bands:
+            ax.fill_between(x, low, high, **style)
+        ax.plot(x, residual, **GENERATED_LINE)
     ax.axhline(0.0, color=REAL, lw=1.0)
     worst = np.nanpercentile(np.abs(residual), 90) if known.any() else 0.0
     limit = next((limit for limit in _RESIDUAL_LIMITS if limit >= worst), _RESIDUAL_LIMITS[-1])
@@ -283,8 +310,9 @@ def _draw_residual(ax, x, generated: Curve, real: Curve) -> None:
         )
     ax.set_ylim(-limit, limit)
     ax.set_ylabel("Residual [%]")
-    ax.legend(fontsize=8, loc="upper left", edgecolor="none", borderaxespad=0.2)
+    ax.legend(fontsize=8, loc="best", edgecolor="none", borderaxespad=0.2)
 
 
-def _stairs_band(ax, edges, low, high, label) -> None:
-    ax.stairs(high, edges, baseline=low, fill=True, label=label, **_BAND)
+def stairs_band(ax, edges, low, high, **style) -> None:
+    """A band over bins."""
+    ax.stairs(high, edges, baseline=low, fill=True, **style)

@@ -1,26 +1,24 @@
 """Scores: how far a set of generated slices is from real ones, and how far real universes are from each other.
 
-Pure NumPy. Summaries of both sets come in (`summarise`), dictionaries of numbers go out. Every score is 0 for
-identical sets and grows with the difference; next to each stands its noise floor, the score of other real universes.
+Pure NumPy. Summaries of both sets come in (`summarise`), and what `utils.likeness` found by comparing slices with
+slices; dictionaries of numbers go out. Every score is 0 for identical sets and grows with the difference; next to each
+stands its noise floor, the score of other real universes.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from utils import likeness as slicewise
+from utils.likeness import Likeness, likeness_scores
 from utils.summaries import (
     BRIGHT,
     MINKOWSKI_THRESHOLDS,
-    PEAK_EDGES,
     Settings,
     Summary,
     check_comparable,
     pad_counts,
-    summarise,
 )
-
-__all__ = ["DEFINITIONS", "NoiseFloor", "Summary", "noise_floor", "scorecard", "scores", "summarise"]
 
 DEFINITIONS = {
     "chisq": (
@@ -33,6 +31,11 @@ DEFINITIONS = {
     ),
     "pspect_rms": "rms over rings of P_gen / P_real - 1, P the mean power spectrum of the density",
     "pspect_rms_s": "the same for the power spectrum of s = 2x/(x+a) - 1, in which faint structure counts",
+    "bispectrum": (
+        "rms over rings of Q_gen - Q_real, over the rms of Q_real; Q = B / (3 P^2) of the mean equilateral bispectrum"
+        " and the mean power spectrum: 1 for random phases"
+    ),
+    "mean_density": "|mean_gen / mean_real - 1|, of all pixels",
     "ks": "Kolmogorov-Smirnov distance: largest difference of the cumulative distributions of pixel density",
     "wasserstein": "Wasserstein distance of the pixel distributions: mean density that has to be moved times how far",
     "bright_fraction": f"|f_gen / f_real - 1|, f the fraction of pixels with a density above {BRIGHT:g}",
@@ -43,8 +46,9 @@ DEFINITIONS = {
     "minkowski_area": "rms over thresholds of A_gen / A_real - 1, A the area of the set above a threshold",
     "minkowski_boundary": "the same for the length of its boundary",
     "minkowski_euler": "the same for its Euler characteristic (components minus holes)",
+    **slicewise.DEFINITIONS,
 }
-"""One line on each score."""
+"""One line on each score; the last three need a `Likeness`."""
 
 UNITS = dict.fromkeys(DEFINITIONS, "1") | {
     "chisq": "pixels",
@@ -52,57 +56,46 @@ UNITS = dict.fromkeys(DEFINITIONS, "1") | {
     "wasserstein": "particles per voxel",
 }
 
+FAMILIES = {
+    "pixels": ("mean_density", "ks", "wasserstein", "bright_fraction"),
+    "clustering": ("pspect_rms", "pspect_rms_s", "bispectrum"),
+    "morphology": ("peaks", "minkowski_area", "minkowski_boundary", "minkowski_euler"),
+    "originality": tuple(slicewise.DEFINITIONS),
+}
+"""What the figure of merit is made of."""
+
 SCORED_THRESHOLDS = (3.0, 10.0, 30.0, 100.0)
 _SCORED = np.searchsorted(MINKOWSKI_THRESHOLDS, SCORED_THRESHOLDS)
 
-_LOW, _HIGH = 16, 84  # percentiles of the interval around a noise floor
 
-
-class _Means(NamedTuple):
+class Means(NamedTuple):
     """Means over the slices of a set: what every score is a function of."""
 
+    mass: np.ndarray  # (), density
     counts: np.ndarray  # (L,) pixels of each density, per slice
     power: np.ndarray  # (N/2,)
     power_s: np.ndarray  # (N/2,)
+    bispectrum: np.ndarray  # ((N - 1)//3,)
     peaks: np.ndarray  # (nbins,)
     minkowski: np.ndarray  # (3, nthresholds)
 
 
-@dataclass(frozen=True)
-class NoiseFloor:
-    """The scores of real universes against other real universes; NaN where it cannot be known."""
-
-    median: dict[str, float]
-    low: dict[str, float]
-    """16th percentile."""
-    high: dict[str, float]
-    """84th percentile."""
-    basis: str
-    """In words: what was resampled, and what that means for the numbers."""
-    reliable: bool
-    """Whether whole universes were resampled."""
-    universes: int
-    groups: int
-    """Universes or blocks that were resampled."""
-    slices: int
-    """Number of slices that `chisq` counts."""
-    repeats: int
-    seed: int
-
-
-def scores(generated: Summary, real: Summary) -> dict[str, float]:
+def scores(generated: Summary, real: Summary, likeness: Likeness | None = None) -> dict[str, float]:
     """Score generated slices against real ones.
 
     Parameters
     ----------
     generated, real : Summary
         Of the same settings.
+    likeness : Likeness, optional
+        Of both sets, from `utils.likeness.compare_slices`.
 
     Returns
     -------
     dict of str to float
-        By the names in `DEFINITIONS`. NaN where the real set leaves a score undefined (no bright pixels, no peaks, a
-        functional that is zero at every threshold) or a summary was made without morphology.
+        By the names in `DEFINITIONS`, the last three with `likeness` only. NaN where the real set leaves a score
+        undefined (no bright pixels, no peaks, a functional that is zero at every threshold) or a summary was made
+        without morphology or bispectrum.
 
     Raises
     ------
@@ -112,149 +105,52 @@ def scores(generated: Summary, real: Summary) -> dict[str, float]:
     check_comparable(generated, real)
     length = max(generated.counts.shape[1], real.counts.shape[1])
     slices = min(generated.slices.sum(), real.slices.sum())
-    return _score(_means(generated, length), _means(real, length), real.settings, int(slices))
+    found = score_means(means(generated, length), means(real, length), real.settings, int(slices))
+    if likeness is not None:
+        found |= likeness_scores(likeness, likeness.generated, ~likeness.generated)
+    return found
 
 
-def noise_floor(real: Summary, repeats=200, seed=0) -> NoiseFloor:
-    """Score real universes against other real universes.
+def figure_of_merit(ratios: dict[str, float | None]) -> float:
+    """One number for a generator: how many times as far from the real slices as other real universes are.
 
-    From the U universes at hand two sets are drawn with replacement, independently of each other, and scored as if
-    one were generated; this is repeated. Each set has U − 1 draws: the mean of U − 1 draws from U universes scatters
-    with variance s²/U, s² the unbiased variance between universes, exactly as the mean of U fresh universes does
-    (with U draws the floor would come out too low by √(1 − 1/U)). So the floor is the score of U *other* real
-    universes against these U, and a generator at ratio 1 is as far away as they would be; a generator without any
-    error and with endless samples comes to about 1/√2, since then only the real set is noisy.
-
-    Where few pixels decide a score, a handful of universes seldom holds the extremes: with three to six, other real
-    universes were seen at ratios of 1.0 to 1.3.
-
-    Slices of one universe share its structures, hence whole universes are drawn. With fewer than three universes
-    blocks of slices within them are drawn instead, which is an indication only, and the result says so: what blocks
-    have in common makes the floor too low; that they share a fixed mass, so that one has what the other lacks, makes
-    it too high (in boxes of 128 Mpc/h up to 2.5 times). With fewer than three blocks every number is NaN.
+    The geometric mean over the families of `FAMILIES` of the geometric mean of max(ratio, 1) of their scores. Ratios,
+    since they have no unit and know how well each score can be known; geometric, so that halving any ratio counts the
+    same; at least 1, since to be nearer than other real universes is luck and must not pay for a fault elsewhere;
+    families, so that a statistic does not count more for having more siblings. 1 is perfect; real universes
+    themselves come to about 1.3, six against six.
 
     Parameters
     ----------
-    real : Summary
-        Held-back slices, with the universe of each.
-    repeats : int
-        Pairs of sets to draw.
-    seed : int
-        The same seed gives the same floor.
+    ratios : dict of str to float or None
+        By the names in `DEFINITIONS`; unknown ones (None, NaN, missing) are left out.
 
     Returns
     -------
-    NoiseFloor
+    float
+        NaN where no ratio is known.
     """
-    universes = len(np.unique(real.universe))
-    groups, kind = real.groups()
-    number = len(groups.slices)
-    slices = int(real.slices.sum())
-    if number < 3:
-        basis = f"unknown: {universes} universe(s) in {number} block(s) are too few to see any scatter"
-        table = {name: np.full(1, np.nan) for name in DEFINITIONS}
-    else:
-        basis = f"{universes} whole universes resampled with replacement, {number - 1} at a time"
-        if kind == "blocks":
-            basis = (
-                f"{number} blocks of slices within {universes} universe(s), resampled with replacement: an indication"
-                " only, for blocks of a universe share its structures (too low) and its fixed mass (too high)"
-            )
-        draws = np.random.default_rng(seed).multinomial(number - 1, np.full(number, 1 / number), size=(repeats, 2))
-        length = groups.counts.shape[1]
-        pairs = [[_means(groups, length, weights) for weights in pair] for pair in draws]
-        rows = [_score(one, other, real.settings, slices) for one, other in pairs]
-        table = {name: np.array([row[name] for row in rows]) for name in DEFINITIONS}
-    return NoiseFloor(
-        median={name: float(np.median(column)) for name, column in table.items()},
-        low={name: float(np.percentile(column, _LOW)) for name, column in table.items()},
-        high={name: float(np.percentile(column, _HIGH)) for name, column in table.items()},
-        basis=basis,
-        reliable=kind == "universes",
-        universes=universes,
-        groups=number,
-        slices=slices,
-        repeats=repeats,
-        seed=seed,
-    )
+    logarithms = []
+    for names in FAMILIES.values():
+        known = [ratios[name] for name in names if ratios.get(name) is not None and np.isfinite(ratios[name])]
+        if known:
+            logarithms.append(np.mean(np.log(np.maximum(known, 1.0))))
+    return float(np.exp(np.mean(logarithms))) if logarithms else float("nan")
 
 
-def scorecard(generated: Summary, real: Summary, floor: NoiseFloor) -> dict:
-    """Everything a reader needs to judge a generator, ready for JSON (None where a number is unknown).
-
-    Parameters
-    ----------
-    generated, real : Summary
-        Of the same settings.
-    floor : NoiseFloor
-        Of the real set.
-
-    Returns
-    -------
-    dict
-        `scores`: for each score its value, noise floor, interval of the floor, ratio, unit and definition. `sets`:
-        what was compared. `noise_floor`: how it was found. `pixels` and `minkowski`: the quantities behind scores.
-
-    Raises
-    ------
-    ValueError
-        Summaries of different settings.
-    """
-    values = scores(generated, real)
-    # Of as many slices as the comparison itself: chisq is of counts and grows in proportion to them.
-    scale = dict.fromkeys(DEFINITIONS, 1.0)
-    scale["chisq"] = min(generated.slices.sum(), real.slices.sum()) / floor.slices
-    table = {}
-    for name, value in values.items():
-        median, low, high = (side[name] * scale[name] for side in (floor.median, floor.low, floor.high))
-        table[name] = {
-            "value": _json(value),
-            "noise_floor": _json(median),
-            f"noise_floor_{_LOW}_{_HIGH}": [_json(low), _json(high)],
-            "ratio": _json(value / median if median > 0 else np.nan),
-            "unit": UNITS[name],
-            "definition": DEFINITIONS[name],
-        }
-    settings = real.settings
-    return {
-        "scores": table,
-        "sets": {
-            "generated": {"slices": int(generated.slices.sum())},
-            "real": {"slices": int(real.slices.sum()), "universes": len(np.unique(real.universe))},
-            "pixels_per_side": settings.pixels,
-            "pixel_size": {"value": settings.pixel_size, "unit": "Mpc/h"},
-            "mean_density": {"value": settings.mean, "unit": "particles per voxel"},
-            "a": {"value": settings.a, "unit": "particles per voxel"},
-        },
-        "noise_floor": {
-            "meaning": (
-                "the score of as many other real universes; ratio 1: as far from the real set as they are."
-                " Fewer generated than real slices add noise of their own to the value, not to the floor"
-            ),
-            "basis": floor.basis,
-            "reliable": floor.reliable,
-            "universes": floor.universes,
-            "repeats": floor.repeats,
-            "seed": floor.seed,
-        },
-        "pixels": {"generated": _pixels(generated), "real": _pixels(real)},
-        "minkowski": {"generated": _morphology(generated), "real": _morphology(real)},
-    }
-
-
-def _means(summary: Summary, length: int, weights=None) -> _Means:
+def means(summary: Summary, length: int, weights=None) -> Means:
     """Means over slices with each row taken `weights` times, the densities padded to `length`."""
     weights = np.ones(len(summary.slices)) if weights is None else weights
-    slices = weights @ summary.slices
-
-    def mean(sums):
-        return np.tensordot(weights, sums, axes=1) / slices
-
-    counts = pad_counts(mean(summary.counts), length)
-    return _Means(counts, *(mean(sums) for sums in (summary.power, summary.power_s, summary.peaks, summary.minkowski)))
+    return Means(*(total / (weights @ summary.slices) for total in sums_of(summary, weights, length)))
 
 
-def _score(generated: _Means, real: _Means, settings: Settings, slices: int) -> dict[str, float]:
+def sums_of(summary: Summary, weights, length: int) -> list[np.ndarray]:
+    """Sums over slices with each row taken `weights` times, in the order of `Means`."""
+    sums = {name: np.tensordot(weights, getattr(summary, name), axes=1) for name in Means._fields}
+    return list((sums | {"counts": pad_counts(sums["counts"], length)}).values())
+
+
+def score_means(generated: Means, real: Means, settings: Settings, slices: int) -> dict[str, float]:
     """All scores; see `DEFINITIONS`. `slices` is the number that chisq counts."""
     values = np.arange(len(real.counts)) * settings.resolution
     cumulative = np.cumsum(generated.counts - real.counts) / settings.pixels**2
@@ -267,6 +163,8 @@ def _score(generated: _Means, real: _Means, settings: Settings, slices: int) -> 
         "chisq_pspect": unnormalised * _chi_squared(generated.power, real.power),
         "pspect_rms": _rms_ratio(generated.power, real.power),
         "pspect_rms_s": _rms_ratio(generated.power_s, real.power_s),
+        "bispectrum": _bispectrum_distance(generated, real),
+        "mean_density": _rms_ratio(generated.mass, real.mass),
         "ks": float(np.abs(cumulative).max()),
         "wasserstein": float(np.abs(cumulative).sum() * settings.resolution),
         "bright_fraction": _rms_ratio(generated.counts[bright].sum(), real.counts[bright].sum()),
@@ -277,7 +175,7 @@ def _score(generated: _Means, real: _Means, settings: Settings, slices: int) -> 
     }
 
 
-def _scored(generated: _Means, real: _Means) -> tuple[np.ndarray, np.ndarray]:
+def _scored(generated: Means, real: Means) -> tuple[np.ndarray, np.ndarray]:
     """Minkowski functionals (3, 4) of both at the thresholds that are scored."""
     return generated.minkowski[:, _SCORED], real.minkowski[:, _SCORED]
 
@@ -296,6 +194,17 @@ def _chi_squared(generated, real) -> float:
     return float(np.sum((generated[used] - real[used]) ** 2 / real[used]))
 
 
+def _bispectrum_distance(generated: Means, real: Means) -> float:
+    """Rms difference of the reduced bispectra over the rms of the real one, in the rings that have power in both."""
+    rings = len(real.bispectrum)
+    squares = [3.0 * side.power[:rings] ** 2 for side in (generated, real)]
+    used = (squares[0] > 0) & (squares[1] > 0)
+    reduced, other = (
+        side.bispectrum[used] / square[used] for side, square in zip((generated, real), squares, strict=True)
+    )
+    return float(np.sqrt(_divide(np.sum((reduced - other) ** 2), np.sum(other**2))))
+
+
 def _rms_ratio(generated, real) -> float:
     """Rms of generated/real − 1 where real is not zero; NaN where it is zero throughout."""
     generated, real = np.atleast_1d(generated), np.atleast_1d(real)
@@ -307,29 +216,3 @@ def _rms_ratio(generated, real) -> float:
 
 def _divide(numerator, denominator) -> float:
     return float(numerator / denominator) if denominator != 0 else float("nan")
-
-
-def _pixels(summary: Summary) -> dict:
-    """Mean, bright fraction and brightest pixel of a set."""
-    counts, values = summary.counts.sum(axis=0), summary.values
-    return {
-        "mean": _json(counts @ values / counts.sum()),
-        "bright_fraction": _json(counts[values > BRIGHT].sum() / counts.sum()),
-        "brightest": _json(values[counts > 0][-1]),
-    }
-
-
-def _morphology(summary: Summary) -> dict:
-    """Minkowski functionals and peaks per slice of a set."""
-    means = _means(summary, summary.counts.shape[1])
-    curves = {
-        name: [_json(value) for value in row]
-        for name, row in zip(("area", "boundary", "euler"), means.minkowski, strict=True)
-    }
-    peaks = {"heights_from": PEAK_EDGES[:-1].tolist(), "per_slice": [_json(value) for value in means.peaks]}
-    return {"thresholds": MINKOWSKI_THRESHOLDS.tolist(), **curves, "peaks": peaks}
-
-
-def _json(value) -> float | None:
-    """A number, or None for what JSON has no word for."""
-    return float(value) if np.isfinite(value) else None

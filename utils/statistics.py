@@ -1,21 +1,41 @@
 """Summary statistics of stacks of slices: power spectrum, pixel histogram, peaks, Minkowski functionals.
 
-Pure NumPy and SciPy. Images are (n, N, N), of any integer or floating type, and are worked through in batches, so that
-memory stays bounded and a memory-mapped stack is never read as a whole. The result for one image does not depend on
-the images beside it.
+The bispectrum, the likeness of images (MS-SSIM, nearest neighbours) and distances of distributions have modules of
+their own and can be imported from here. Pure NumPy and SciPy. Images are (n, N, N), of any integer or floating type,
+and are worked through in batches, so that memory stays bounded and a memory-mapped stack is never read as a whole.
+The result for one image does not depend on the images beside it.
 """
 
 import functools
-import os
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
 import scipy.sparse
 
-_BATCH_PIXELS = 2**21  # 16 MiB in float64: stays in the caches of the larger processors
-_FFT_WORKERS = min(8, os.cpu_count() or 1)  # more threads than this do not pay for images of this size
+from utils.bispectrum import Bispectrum, equilateral_bispectrum
+from utils.distributions import ks_distance, wasserstein_distance
+from utils.similarity import Neighbours, coarse, ms_ssim, ms_ssim_diversity, nearest_neighbours
+from utils.stacks import checked, checked_edges, map_batches, mean_of, positive
+
+__all__ = [
+    "Bispectrum",
+    "Neighbours",
+    "PowerSpectrum",
+    "coarse",
+    "equilateral_bispectrum",
+    "ks_distance",
+    "minkowski_functionals",
+    "ms_ssim",
+    "ms_ssim_diversity",
+    "nearest_neighbours",
+    "peak_counts",
+    "pixel_histogram",
+    "power_spectrum",
+    "ring_power",
+    "wasserstein_distance",
+    "wave_numbers",
+]
 
 
 class PowerSpectrum(NamedTuple):
@@ -61,12 +81,12 @@ def power_spectrum(images, pixel_size=1.0, mean=None, window=None) -> PowerSpect
         Images of a wrong shape or type, odd N, NaN or infinite pixels, a mean or pixel size that is not positive,
         or a window of the wrong shape.
     """
-    images = _checked(images, even=True)
+    images = checked(images, even=True)
     pixels = images.shape[-1]
     if mean is None:
-        mean = sum(float(batch.sum(dtype=np.float64)) for batch in _batches(images)) / images.size
-    mean = _positive("the mean density", mean)
-    pixel_size = _positive("the pixel size", pixel_size)
+        mean = mean_of(images)
+    mean = positive("the mean density", mean)
+    pixel_size = positive("the pixel size", pixel_size)
 
     scale = (pixel_size / (pixels * mean)) ** 2
     power = scale * ring_power(images, offset=mean, window=window)
@@ -95,21 +115,21 @@ def ring_power(fields, offset=0.0, window=None) -> np.ndarray:
     ValueError
         As for `power_spectrum`.
     """
-    fields = _checked(fields, even=True)
+    fields = checked(fields, even=True)
     pixels = fields.shape[-1]
     weights = _window(window, pixels)
     rings = _rings(pixels)
-    power = np.empty((len(fields), pixels // 2))
-    done = 0
-    for batch in _batches(fields):
+
+    def powers(batch):
         batch = np.subtract(batch, offset, dtype=np.float64)
         if weights is not None:
             batch *= weights
-        amplitudes = scipy.fft.rfft2(batch, overwrite_x=True, workers=_FFT_WORKERS)  # (b, N, N/2 + 1)
-        squares = amplitudes.real**2 + amplitudes.imag**2
-        power[done : done + len(batch)] = (rings.average @ squares.reshape(len(batch), -1).T).T
-        done += len(batch)
-    return power
+        amplitudes = scipy.fft.rfft2(batch, overwrite_x=True)  # (b, N, N/2 + 1)
+        parts = amplitudes.view(np.float64).reshape(len(batch), -1)  # real, imaginary, real, ...
+        np.square(parts, out=parts)
+        return np.stack([rings.average @ squares for squares in parts[:, ::2] + parts[:, 1::2]])
+
+    return np.concatenate(map_batches(powers, fields))
 
 
 def wave_numbers(pixels, pixel_size=1.0) -> np.ndarray:
@@ -142,14 +162,15 @@ def pixel_histogram(images, edges) -> np.ndarray:
     ValueError
         Images of a wrong shape or type, NaN or infinite pixels, or edges that do not increase.
     """
-    images = _checked(images)
-    edges = _checked_edges(edges)
-    below = np.zeros(len(edges), dtype=np.int64)  # pixels below each edge
-    for batch in _batches(images):
+    images = checked(images)
+    edges = checked_edges(edges)
+
+    def below(batch):
         # Sorting and looking up the few edges is faster than looking up every pixel, and exact.
-        below[1:-1] += np.searchsorted(np.sort(batch, axis=None), edges[1:-1])
-    below[-1] = images.size
-    return np.diff(below)
+        return np.searchsorted(np.sort(batch, axis=None), edges[1:-1])
+
+    inner = np.sum(map_batches(below, images), axis=0)  # pixels below each edge
+    return np.diff(np.concatenate([[0], inner, [images.size]]))
 
 
 def peak_counts(images, edges) -> np.ndarray:
@@ -176,17 +197,18 @@ def peak_counts(images, edges) -> np.ndarray:
     ValueError
         As for `pixel_histogram`.
     """
-    images = _checked(images)
-    edges = _checked_edges(edges)
-    counts = np.zeros(len(edges) - 1, dtype=np.int64)
-    for batch in _batches(images):
+    images = checked(images)
+    edges = checked_edges(edges)
+
+    def peaks(batch):
         inner = batch[:, 1:-1, 1:-1]
         above = np.ones(inner.shape, dtype=bool)
         for row, column in np.ndindex(3, 3):
             if (row, column) != (1, 1):
                 above &= inner > batch[:, row : row + inner.shape[1], column : column + inner.shape[2]]
-        counts += np.histogram(inner[above], edges)[0]
-    return counts / len(images)
+        return np.histogram(inner[above], edges)[0]
+
+    return np.sum(map_batches(peaks, images), axis=0) / len(images)
 
 
 def minkowski_functionals(images, thresholds) -> np.ndarray:
@@ -214,12 +236,13 @@ def minkowski_functionals(images, thresholds) -> np.ndarray:
     ValueError
         Images of a wrong shape or type, NaN or infinite pixels, or thresholds that are no list of numbers.
     """
-    images = _checked(images)
+    images = checked(images)
     thresholds = np.asarray(thresholds, dtype=np.float64)
     if thresholds.ndim != 1 or np.isnan(thresholds).any():
         raise ValueError(f"thresholds must be a list of numbers, not {thresholds}")
-    area, boundary, euler = np.zeros((3, len(thresholds)), dtype=np.int64)
-    for batch in _batches(images):
+
+    def functionals(batch):
+        area, boundary, euler = result = np.zeros((3, len(thresholds)), dtype=np.int64)
         # np.float64 thresholds are compared exactly; a Python float would first be rounded to the type of the images.
         for index, threshold in enumerate(thresholds):
             inside = batch >= threshold
@@ -231,6 +254,9 @@ def minkowski_functionals(images, thresholds) -> np.ndarray:
             boundary[index] += np.count_nonzero(inside[:, :, 1:] != inside[:, :, :-1])
             pairs = np.count_nonzero(rows) + np.count_nonzero(columns)
             euler[index] += np.count_nonzero(inside) - pairs + np.count_nonzero(blocks)
+        return result
+
+    area, boundary, euler = np.sum(map_batches(functionals, images), axis=0)
     return np.stack([area, np.pi / 4.0 * boundary, euler]) / images.size
 
 
@@ -273,42 +299,4 @@ def _window(window, pixels: int) -> np.ndarray | None:
     if window.shape != (pixels, pixels):
         raise ValueError(f"the window must have shape ({pixels},) or ({pixels}, {pixels}), not {window.shape}")
     mean_square = np.mean(window**2)
-    return window / np.sqrt(_positive("the mean square of the window", mean_square))
-
-
-def _checked(images, even=False) -> np.ndarray:
-    """Refuse what is no stack of square, real images. Pixel values are checked batch by batch."""
-    images = np.asarray(images)
-    if images.dtype.kind not in "biuf":
-        raise ValueError(f"images must be integers or floating-point numbers, not {images.dtype}")
-    if images.ndim != 3 or images.shape[1] != images.shape[2]:
-        raise ValueError(f"images must be a stack of square slices (n, N, N), not of shape {images.shape}")
-    if images.size == 0:
-        raise ValueError(f"there are no pixels in a stack of shape {images.shape}")
-    if even and images.shape[-1] % 2:
-        raise ValueError(f"the power spectrum needs an even number of pixels per side, not {images.shape[-1]}")
-    return images
-
-
-def _batches(images: np.ndarray) -> Iterator[np.ndarray]:
-    """Consecutive parts of a checked stack, small enough for work on several copies of each."""
-    step = max(1, _BATCH_PIXELS // images[0].size)
-    for start in range(0, len(images), step):
-        batch = images[start : start + step]
-        if batch.dtype.kind == "f" and not np.isfinite(batch).all():
-            raise ValueError(f"NaN or infinite pixels in images {start} to {start + len(batch) - 1}")
-        yield batch
-
-
-def _checked_edges(edges) -> np.ndarray:
-    edges = np.asarray(edges, dtype=np.float64)
-    if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
-        raise ValueError(f"edges must be at least two strictly increasing numbers, not {edges}")
-    return edges
-
-
-def _positive(what: str, value) -> float:
-    value = float(value)
-    if not 0.0 < value < np.inf:
-        raise ValueError(f"{what} must be positive and finite, not {value}")
-    return value
+    return window / np.sqrt(positive("the mean square of the window", mean_square))

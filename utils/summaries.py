@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.statistics import minkowski_functionals, peak_counts, power_spectrum, ring_power, wave_numbers
+from utils.statistics import (
+    equilateral_bispectrum,
+    minkowski_functionals,
+    peak_counts,
+    power_spectrum,
+    ring_power,
+    wave_numbers,
+)
 from utils.transforms import transform
 
 TOP_VALUE = 32767  # the largest int16; brighter pixels are counted here
@@ -18,7 +25,8 @@ PEAK_EDGES = np.array([0, 2, 4, 8, 16, 32, 64, 128, np.inf])  # particles per vo
 MINKOWSKI_THRESHOLDS = np.array([1, 2, 3, 5, 10, 20, 30, 50, 100, 200], dtype=np.float64)  # particles per voxel
 BLOCKS = 8  # parts of a universe, see `summarise`
 
-_SUMS = ("slices", "counts", "power", "power_squares", "power_s", "peaks", "minkowski")
+_SUMS = ("slices", "mass", "counts", "power", "power_squares", "power_s", "bispectrum", "peaks", "minkowski")
+_BOOTSTRAPS = 200  # resampled sets behind the band of a curve
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,10 @@ class Curve(NamedTuple):
     """Standard deviation between universes (or blocks of slices); NaN for a single one."""
     error: np.ndarray
     """Standard error of the mean from that scatter; from blocks an indication only."""
+    low: np.ndarray
+    """16th percentile of the mean over resampled universes (or blocks); NaN for a single one."""
+    high: np.ndarray
+    """84th percentile."""
     kind: str
     """What the scatter is between: "universes" or "blocks"."""
 
@@ -58,6 +70,8 @@ class Summary:
     """(R,) int64, label of the block within the universe."""
     slices: np.ndarray
     """(R,) int64, number of slices."""
+    mass: np.ndarray
+    """(R,) float64, sum over slices of the mean density."""
     counts: np.ndarray
     """(R, L) int64, pixels of density 0, 1, 2, ... times the resolution."""
     power: np.ndarray
@@ -66,6 +80,8 @@ class Summary:
     """(R, N/2) float64, sum of its square."""
     power_s: np.ndarray
     """(R, N/2) float64, sum of P(k) of the field s, not divided by its mean [(Mpc/h)²]."""
+    bispectrum: np.ndarray
+    """(R, (N − 1)//3) float64, sum of the equilateral bispectrum of the overdensity [(Mpc/h)⁴]."""
     peaks: np.ndarray
     """(R, len(PEAK_EDGES) − 1) float64, sum of the peak counts."""
     minkowski: np.ndarray
@@ -84,7 +100,11 @@ class Summary:
 
     def by_universe(self) -> "Summary":
         """The same sums with the blocks of every universe added up: one row per universe."""
-        labels = np.stack([self.universe, np.zeros_like(self.block)])
+        return self.regrouped(self.universe)
+
+    def regrouped(self, universe: np.ndarray) -> "Summary":
+        """The same sums with rows of equal label (R,) added up, the labels being the universes of the result."""
+        labels = np.stack([universe, np.zeros_like(self.block)])
         return _merge(self.settings, labels, {name: getattr(self, name) for name in _SUMS})
 
     @property
@@ -102,11 +122,10 @@ class Summary:
         universes = self.by_universe()
         return (universes, "universes") if len(universes.slices) >= 3 else (self, "blocks")
 
-    def power_curve(self) -> Curve:
-        """Mean P(k) of the slices, (N/2,) [(Mpc/h)²]."""
+    def curve(self, name) -> Curve:
+        """Mean over the slices of "power", "power_s", "bispectrum", "peaks" or "minkowski", in the units above."""
         groups, kind = self.groups()
-        mean = self.power.sum(axis=0) / self.slices.sum()
-        return _curve(mean, groups.power / groups.slices[:, np.newaxis], kind)
+        return _curve(getattr(groups, name), groups.slices, kind)
 
     def power_scatter(self) -> np.ndarray:
         """(2, N/2) lower and upper end of the range that holds 68 % of the slices' P(k) [(Mpc/h)²].
@@ -132,12 +151,10 @@ class Summary:
         width = np.diff(first) * resolution
         width = np.where(width > 0, width, np.nan)
 
-        def fractions(counts):
-            below = np.concatenate([[0], np.cumsum(counts)])
-            return np.diff(below[np.clip(first, 0, len(counts))]) / counts.sum() / width
-
         groups, kind = self.groups()
-        return _curve(fractions(self.counts.sum(axis=0)), np.stack([fractions(row) for row in groups.counts]), kind)
+        below = np.cumsum(np.pad(groups.counts, ((0, 0), (1, 0))), axis=1)  # (G, L + 1)
+        binned = np.diff(below[:, np.clip(first, 0, groups.counts.shape[1])], axis=1) / width
+        return _curve(binned / self.settings.pixels**2, groups.slices, kind)
 
 
 def summarise(
@@ -150,6 +167,7 @@ def summarise(
     resolution=1.0,
     rounding="nearest",
     morphology=True,
+    bispectrum=True,
 ) -> Summary:
     """Summarise a set of slices.
 
@@ -177,7 +195,9 @@ def summarise(
     rounding : "nearest" or "floor"
         "floor" for a generator trained on dequantised densities.
     morphology : bool
-        False leaves out peaks and Minkowski functionals, which cost as much as all the rest; their scores are NaN.
+        False leaves out peaks and Minkowski functionals; their scores are NaN.
+    bispectrum : bool
+        False leaves out the bispectrum, which costs as much as all the rest; its score is NaN.
 
     Raises
     ------
@@ -193,7 +213,7 @@ def summarise(
 
     labels, row = np.unique(np.stack([universe, block]), axis=1, return_inverse=True)
     rows = [
-        _sums(images[row == index], power[row == index], settings, rounding, morphology)
+        _sums(images[row == index], power[row == index], settings, rounding, morphology, bispectrum)
         for index in range(labels.shape[1])
     ]
     length = max(len(sums["counts"]) for sums in rows)
@@ -239,29 +259,43 @@ def whole_numbers(images, resolution=1.0, rounding="nearest") -> np.ndarray:
     return np.minimum(images, TOP_VALUE).astype(np.int32)
 
 
-def _sums(images, power, settings: Settings, rounding, morphology) -> dict[str, np.ndarray]:
+def _sums(images, power, settings: Settings, rounding, morphology, bispectrum) -> dict[str, np.ndarray]:
     """The sums over the slices of one row, by name."""
     numbers = whole_numbers(images, settings.resolution, rounding)
     scale_s = (settings.pixel_size / settings.pixels) ** 2
+    triangles = np.full((len(images), (settings.pixels - 1) // 3), np.nan)
+    if bispectrum:
+        triangles = equilateral_bispectrum(images, settings.pixel_size, settings.mean).bispectrum
     peaks, minkowski = np.full(len(PEAK_EDGES) - 1, np.nan), np.full((3, len(MINKOWSKI_THRESHOLDS)), np.nan)
     if morphology:
         peaks = peak_counts(numbers, PEAK_EDGES / settings.resolution)
         minkowski = minkowski_functionals(numbers, MINKOWSKI_THRESHOLDS / settings.resolution)
     return {
         "slices": np.int64(len(images)),
+        "mass": images.mean(axis=(1, 2), dtype=np.float64).sum(),
         "counts": np.bincount(numbers.ravel()),
         "power": power.sum(axis=0),
         "power_squares": (power**2).sum(axis=0),
         "power_s": scale_s * ring_power(transform(images, settings.a)).sum(axis=0),
+        "bispectrum": triangles.sum(axis=0),
         "peaks": peaks * len(images),
         "minkowski": minkowski * len(images),
     }
 
 
-def _curve(mean: np.ndarray, groups: np.ndarray, kind: str) -> Curve:
-    """The curve with this mean and the scatter between the rows of `groups` (G, ...)."""
-    scatter = groups.std(axis=0, ddof=1) if len(groups) > 1 else np.full_like(mean, np.nan)
-    return Curve(mean, scatter, scatter / np.sqrt(len(groups)), kind)
+def _curve(sums: np.ndarray, slices: np.ndarray, kind: str) -> Curve:
+    """The mean curve of groups, from their sums (G, ...) over slices (G,), and how it scatters."""
+    number = len(sums)
+    mean = sums.sum(axis=0) / slices.sum()
+    if number < 2:
+        unknown = np.full_like(mean, np.nan)
+        return Curve(mean, unknown, unknown, unknown, unknown, kind)
+    scatter = (sums / slices.reshape(-1, *[1] * mean.ndim)).std(axis=0, ddof=1)
+    # One draw fewer than there are groups makes the variance of the resampled mean that of the mean itself.
+    draws = np.random.default_rng(0).multinomial(number - 1, np.full(number, 1 / number), size=_BOOTSTRAPS)
+    means = np.tensordot(draws, sums, axes=1) / (draws @ slices).reshape(-1, *[1] * mean.ndim)
+    low, high = np.percentile(means, (16, 84), axis=0)
+    return Curve(mean, scatter, scatter / np.sqrt(number), low, high, kind)
 
 
 def _merge(settings: Settings, labels: np.ndarray, sums: dict[str, np.ndarray]) -> Summary:

@@ -1,0 +1,77 @@
+"""The two sides of a comparison, read and drawn in batches."""
+
+import numpy as np
+import pytest
+
+from tests.log_normal import slices
+from utils import comparison
+from utils.comparison import compare, read_real, take_generated
+from utils.likeness import likeness_scores
+from utils.noise import noise_floor
+from utils.scorecard import scorecard
+from utils.scores import DEFINITIONS
+from utils.similarity import coarse
+from utils.slices import open_slices
+from utils.summaries import summarise
+from utils.transforms import transform
+
+A = 4.0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Slices of the old suite's format, whose universes are unknown."""
+    for split, seeds in (("train", range(3)), ("val", range(5, 9))):
+        np.save(tmp_path / f"raw_{split}.npy", slices(seeds)[0][..., np.newaxis])
+    return tmp_path
+
+
+def opened(folder):
+    return open_slices("raw", "val", 32, folder), open_slices("raw", "train", 32, folder)
+
+
+def test_real_side_is_what_the_files_hold(folder, monkeypatch):
+    monkeypatch.setattr(comparison, "_BATCH", 7)
+    validation, training = opened(folder)
+    real = read_real(validation, training, A, 1000)
+    images = np.load(folder / "raw_val.npy")[..., 0]
+    expected = summarise(images, A, 1.0, training.mean)
+    for name in ("slices", "counts", "power", "bispectrum", "minkowski"):
+        np.testing.assert_allclose(getattr(real.summary, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
+    np.testing.assert_array_equal(real.images, images)
+    np.testing.assert_array_equal(real.universe, np.arange(96) * 8 // 96)  # blocks, for want of universes
+    known = coarse(transform(np.load(folder / "raw_train.npy")[..., 0], A))
+    np.testing.assert_array_equal(real.training, known[real.training_rows])
+
+
+def test_memory_is_bounded(folder, monkeypatch):
+    monkeypatch.setattr(comparison, "_KEPT_SLICES", 70)
+    monkeypatch.setattr(comparison, "_TRAINING_SLICES", 20)
+    validation, training = opened(folder)
+    real = read_real(validation, training, A, 90)
+    assert len(real.images) == len(real.universe) == 70
+    assert len(real.training) == len(np.unique(real.training_rows)) == 20
+    assert real.summary.slices.sum() == 90
+    assert len(np.unique(real.universe)) == 8
+
+
+@pytest.mark.parametrize(("pixels", "slices_kept"), [(64, 4096), (128, 4096), (512, 256), (10_000, 64)])
+def test_kept_slices_take_a_quarter_of_a_gibibyte(pixels, slices_kept):
+    assert comparison._limit(pixels) == slices_kept
+
+
+def test_generated_side_in_batches(folder):
+    validation, training = opened(folder)
+    real = read_real(validation, training, A, 50)
+    images = slices(range(20, 23))[0].astype(np.float32)
+    found = take_generated(iter(np.array_split(images, 5)), len(images), real)
+    whole = summarise(images, A, 1.0, training.mean)
+    for name in ("slices", "counts", "power", "mass"):
+        np.testing.assert_allclose(getattr(found.summary, name).sum(axis=0), getattr(whole, name).sum(axis=0))
+    np.testing.assert_array_equal(found.images, images[: len(real.images)])
+    assert len(found.summary.slices) == 32
+    likeness = compare(found, real)
+    card = scorecard(found.summary, real.summary, noise_floor(real.summary, likeness, repeats=10), likeness)
+    assert set(card["scores"]) == set(DEFINITIONS)
+    observed = likeness_scores(likeness, likeness.generated, ~likeness.generated)
+    assert card["scores"]["memorisation"]["value"] == observed["memorisation"]

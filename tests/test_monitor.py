@@ -1,0 +1,74 @@
+"""What counts as best at a TensorBoard checkpoint."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from tests.log_normal import slices
+from utils.cli import UserError
+from utils.config import Config
+from utils.monitor import Monitor, best_weights
+from utils.runs import RunFolder
+from utils.slices import open_slices
+
+
+@pytest.fixture
+def monitor_of(tmp_path, tiny_config):
+    """A monitor of a run that is judged by the given metric."""
+
+    def make(metric, images) -> Monitor:
+        config: Config = dataclasses.replace(tiny_config, img_dim=32, best_metric=metric)
+        for split in ("train", "val"):
+            np.save(tmp_path / f"raw_{split}.npy", images[..., np.newaxis])
+        folder = RunFolder("tiny", metric, tmp_path)
+        folder.create(config)
+        return Monitor(config, open_slices("raw", "val", 32, tmp_path), float(images.mean()), folder)
+
+    return make
+
+
+def checkpoints(monitor, *sets):
+    """The names of the best weights at checkpoints that draw these sets."""
+    losses = {"g_loss": 1.0}
+    return [
+        monitor.checkpoint(step, 0.0, losses, lambda number, seed, images=images: images[:number], {})
+        for step, images in enumerate(sets)
+    ]
+
+
+def test_names_of_best_weights(tiny_config):
+    assert best_weights(tiny_config) == {"chisq": "best", "chisq_pspect": "best_pspect"}
+    config = dataclasses.replace(tiny_config, best_metric="figure_of_merit")
+    assert best_weights(config) == {"figure_of_merit": "best", "chisq_pspect": "best_pspect"}
+    with pytest.raises(UserError, match=r"best_metric.*chisq or figure_of_merit"):
+        dataclasses.replace(tiny_config, best_metric="ks")
+
+
+@pytest.mark.parametrize("metric", ["chisq", "figure_of_merit"])
+def test_best_is_best_by_the_metric(monitor_of, metric):
+    images = slices(range(4))[0]
+    monitor = monitor_of(metric, images)
+    shuffled = np.random.default_rng(0).permuted(images.reshape(len(images), -1), axis=1).reshape(images.shape)
+    sets = slices(range(10, 14))[0] * 1.6, shuffled, slices(range(20, 24))[0]
+    found = checkpoints(monitor, *sets)
+    values = [evaluation.scores[metric] for evaluation in found]
+    best = math.inf
+    for value, evaluation in zip(values, found, strict=True):
+        assert ("best" in evaluation.improved) == (value < best)
+        best = min(best, value)
+    assert monitor.best[metric] == best
+    # The shuffled pixels have the very histogram of the real slices, and nothing else of them.
+    assert np.argmin(values) == (1 if metric == "chisq" else 2)
+    assert "bispectrum" not in found[0].scores
+    assert found[2].scores["figure_of_merit"] < 4 < found[0].scores["figure_of_merit"]
+
+
+def test_merit_needs_a_noise_floor(monitor_of):
+    images = slices([0])[0][:2]
+    with pytest.raises(UserError, match=r"best_metric.*2 validation slice"):
+        monitor_of("figure_of_merit", images)
+    evaluation = checkpoints(monitor_of("chisq", images), images)[0]
+    assert "best" in evaluation.improved
+    assert np.isnan(evaluation.scores["figure_of_merit"])

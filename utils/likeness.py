@@ -1,0 +1,291 @@
+"""Who resembles whom among generated and real slices: the scores that compare slices with slices, not curves.
+
+Diversity (MS-SSIM of pairs), repetition (nearest neighbour within a set) and memorisation (nearest neighbour in the
+training set). Slices of one universe resemble each other, so a slice is only ever compared with slices of other
+groups, a group being a universe. Generated slices have no universes; they are dealt at random into as many groups as
+there are real ones, so that both sets are asked the same question. Pure NumPy.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from utils.similarity import coarse, ms_ssim, nearest_neighbours, number_of_scales
+from utils.stacks import checked
+from utils.statistics import ks_distance
+from utils.summaries import Curve
+from utils.transforms import transform
+
+DEFINITIONS = {
+    "diversity": (
+        "|m_gen - m_real|, m the mean MS-SSIM (Wang et al. 2003) of s of random pairs of slices, none of one universe;"
+        " m_gen > m_real: less diverse than the real set (mode collapse)"
+    ),
+    "repetition": (
+        "Kolmogorov-Smirnov distance of the distances from each slice to its nearest neighbour in the same set but"
+        " another universe"
+    ),
+    "memorisation": (
+        "Kolmogorov-Smirnov distance of the distances from generated and from held-back real slices to their nearest"
+        " neighbour in the training set, in any of the eight orientations"
+    ),
+}
+"""One line on each score; neighbours are found by rms difference of s averaged over blocks of pixels."""
+
+COPY = 0.5  # nearer than this fraction of the smallest real distance: a copy
+_PAIRS_AT_ONCE = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """Likeness of n slices, generated and real, in G groups."""
+
+    generated: np.ndarray
+    """(G,) bool, whether a group is of generated slices."""
+    group: np.ndarray
+    """(n,) int64, group of each slice."""
+    pairs: np.ndarray
+    """(p, 2) int64, groups of the two slices of every pair that was drawn; never the same one twice."""
+    similarity: np.ndarray
+    """(p,) float64, MS-SSIM of s of these pairs; empty for images too small for it."""
+    nearest: np.ndarray
+    """(n, G) float32, distance to the nearest slice of each group; infinite to the own one and where not looked for."""
+    training: np.ndarray
+    """(n,) float32, distance to the nearest training slice; NaN without a training set."""
+
+
+def compare_slices(generated, real, a, universe, generated_universe=None, training=None, pairs=1000, cross=False,
+                   seed=0) -> Likeness:  # fmt: skip
+    """Compare generated and real slices with each other, and both with the training set.
+
+    Parameters
+    ----------
+    generated, real : (n, N, N) and (m, N, N) arrays
+        Densities [particles per voxel], of about equal number: more slices find nearer neighbours.
+    a : float
+        Density that maps to s = 0 (`datascale`).
+    universe : (m,) integers
+        Universe (or other group) of each real slice.
+    generated_universe : (n,) integers, optional
+        By default the generated slices are independent.
+    training : (t, M, M) array, optional
+        Training slices, s, averaged over blocks by `utils.similarity.coarse`.
+    pairs : int
+        Pairs of slices drawn for MS-SSIM in each set.
+    cross : bool
+        Compare generated with real slices too, as permutations need; doubles the work.
+    seed : int
+        Of the random pairs and groups.
+
+    Raises
+    ------
+    ValueError
+        Empty stacks, images or labels of a wrong or unequal shape or type, NaN or infinite pixels.
+    """
+    generated, real = checked(generated), checked(real)
+    if generated.shape[1:] != real.shape[1:]:
+        raise ValueError(f"slices must be of one shape, not {generated.shape[1:]} and {real.shape[1:]}")
+    rng = np.random.default_rng(seed)
+    _, real_group = np.unique(universe, return_inverse=True)
+    if generated_universe is None:
+        generated_universe = rng.permutation(np.arange(len(generated)) % (real_group.max() + 1))
+    _, generated_group = np.unique(generated_universe, return_inverse=True)
+    number = generated_group.max() + 1
+    group = np.concatenate([generated_group, real_group + number])
+    if len(group) != len(generated) + len(real):
+        raise ValueError(f"{len(group)} universe labels for {len(generated)} generated and {len(real)} real slices")
+    is_generated = np.arange(group.max() + 1) < number
+
+    fields = np.concatenate([coarse(transform(part, a)) for stack in (generated, real) for part in _parts(stack)])
+    comparable = cross | (is_generated[:, np.newaxis] == is_generated)
+    nearest = _nearest_in_groups(fields, group, comparable)
+    distance = np.full(len(group), np.nan, np.float32)
+    if training is not None:
+        distance = nearest_neighbours(fields, training, symmetries=True).distance
+    first, second = _random_pairs(rng, group, is_generated, pairs, cross)
+    if not number_of_scales(real.shape[-1]):
+        first, second = first[:0], second[:0]
+    similarity = _pair_similarities(generated, real, a, first, second)
+    return Likeness(is_generated, group, np.stack([group[first], group[second]], axis=1), similarity, nearest, distance)
+
+
+def likeness_scores(likeness: Likeness, generated, real, candidates=None) -> dict[str, float]:
+    """Score one set of groups against another.
+
+    Parameters
+    ----------
+    likeness : Likeness
+    generated, real : (G,) arrays
+        How often each group is in each of the two sets: the groups as they are, resampled, or permuted.
+    candidates : (G,) bool array, optional
+        Groups in which a slice may have its nearest neighbour; by default those of its own set. For sets resampled
+        from one, that one: with fewer different groups, neighbours would be further away.
+
+    Returns
+    -------
+    dict of str to float
+        By the names in `DEFINITIONS`; NaN where a set has fewer than two different groups, images are too small for
+        MS-SSIM, or there is no training set.
+    """
+    sides = [np.asarray(weights, dtype=np.float64) for weights in (generated, real)]
+    means = [mean_similarity(likeness, weights) for weights in sides]
+    distances = {
+        name: _ks(*(_distribution(likeness, name, side, candidates) for side in sides))
+        for name in ("repetition", "memorisation")
+    }
+    return {"diversity": abs(means[0] - means[1])} | distances
+
+
+def mean_similarity(likeness: Likeness, weights) -> float:
+    """Mean MS-SSIM over the pairs of slices of two different groups that are in a set (G,); NaN without any."""
+    weights = np.asarray(weights)[likeness.pairs].prod(axis=1)
+    return float(weights @ likeness.similarity / weights.sum()) if weights.sum() > 0 else float("nan")
+
+
+def within_distances(likeness: Likeness, candidates) -> np.ndarray:
+    """(n,) distance of each slice to the nearest one of the other groups among (G,) bool; infinite without any."""
+    return np.where(candidates, likeness.nearest, np.inf).min(axis=1)
+
+
+def likeness_curve(likeness: Likeness, name: str, generated: bool, points, repeats=200) -> Curve:
+    """Cumulative distribution behind a score, with its bootstrap band over groups.
+
+    Parameters
+    ----------
+    likeness : Likeness
+    name : str
+        Of `DEFINITIONS`.
+    generated : bool
+        Of the generated or of the real slices.
+    points : (npoints,) array
+        MS-SSIM or distances at which to give the fraction at or below.
+    repeats : int
+        Resampled sets behind the band.
+
+    Returns
+    -------
+    Curve
+        NaN where the distribution is unknown.
+    """
+    members = np.flatnonzero(likeness.generated == generated)
+
+    def fractions(weights):
+        values, shares = _distribution(likeness, name, weights, likeness.generated == generated)
+        used = shares > 0
+        if not used.any() or not np.isfinite(values[used]).all():
+            return np.full(len(points), np.nan)
+        order = np.argsort(values[used])
+        below = np.concatenate([[0.0], np.cumsum(shares[used][order])])
+        return below[np.searchsorted(values[used][order], points, side="right")] / below[-1]
+
+    rng, number = np.random.default_rng(0), len(members)
+    draws = np.zeros((repeats, len(likeness.generated)))
+    draws[:, members] = rng.multinomial(max(number - 1, 1), np.full(number, 1 / number), size=repeats)
+    mean = fractions((likeness.generated == generated).astype(float))
+    resampled = np.stack([fractions(draw) for draw in draws])
+    known = ~np.isnan(resampled).any(axis=1)
+    low, high = np.percentile(resampled[known], (16, 84), axis=0) if known.any() else np.full((2, len(points)), np.nan)
+    scatter = np.full_like(mean, np.nan)
+    return Curve(mean, scatter, scatter, low, high, "groups")
+
+
+def likeness_range(likeness: Likeness, name: str, number=200) -> np.ndarray:
+    """(number,) points that span the distribution behind a score, of both sets."""
+    sides = [_distribution(likeness, name, side) for side in (likeness.generated, ~likeness.generated)]
+    values = np.concatenate([values[shares > 0] for values, shares in sides])
+    values = values[np.isfinite(values)]
+    return np.linspace(values.min(), values.max(), number) if len(values) else np.zeros(0)
+
+
+def _distribution(likeness: Likeness, name: str, weights, candidates=None) -> tuple[np.ndarray, np.ndarray]:
+    """Values behind a score in a set (G,), and the weight of each."""
+    weights = np.asarray(weights, dtype=np.float64)
+    if name == "diversity":
+        return likeness.similarity, weights[likeness.pairs].prod(axis=1)
+    candidates = weights > 0 if candidates is None else candidates
+    values = within_distances(likeness, candidates) if name == "repetition" else likeness.training
+    return values, weights[likeness.group]
+
+
+def alarms(likeness: Likeness) -> dict[str, float]:
+    """What a generator must not do, as plain fractions and means.
+
+    Returns
+    -------
+    dict of str to float
+        `ms_ssim_generated` and `ms_ssim_real`: mean MS-SSIM of pairs. `repeated_fraction`: of the generated slices,
+        those whose nearest other generated slice is nearer than half the smallest distance between real slices of
+        different universes. `copied_fraction`: those nearer to a training slice than half the smallest distance of
+        any held-back real slice.
+    """
+    sides = likeness.generated, ~likeness.generated
+    is_generated = likeness.generated[likeness.group]
+    result = dict(
+        zip(("ms_ssim_generated", "ms_ssim_real"), (mean_similarity(likeness, side) for side in sides), strict=True)
+    )
+    within = within_distances(likeness, sides[0])[is_generated], within_distances(likeness, sides[1])[~is_generated]
+    result["repeated_fraction"] = _fraction_below(within[0], COPY * within[1].min())
+    training = likeness.training[is_generated], likeness.training[~is_generated]
+    result["copied_fraction"] = _fraction_below(training[0], COPY * training[1].min())
+    return result
+
+
+def _fraction_below(distances, limit) -> float:
+    return float(np.mean(distances < limit)) if np.isfinite(limit) else float("nan")
+
+
+def _ks(one, other) -> float:
+    """KS distance of two pairs (values, weights); NaN where values that have weight are unknown."""
+    (values, weights), (other_values, other_weights) = (
+        (values[weights > 0], weights[weights > 0]) for values, weights in (one, other)
+    )
+    if not (len(values) and len(other_values) and np.isfinite(values).all() and np.isfinite(other_values).all()):
+        return float("nan")
+    return ks_distance(values, other_values, weights, other_weights)
+
+
+def _nearest_in_groups(fields, group, comparable) -> np.ndarray:
+    """(n, G) distance from each slice to the nearest one of every other group that it may be compared with."""
+    nearest = np.full((len(group), len(comparable)), np.inf, np.float32)
+    for target in range(len(comparable)):
+        asking = comparable[group, target] & (group != target)
+        if asking.any():
+            nearest[asking, target] = nearest_neighbours(fields[asking], fields[group == target]).distance
+    return nearest
+
+
+def _random_pairs(rng, group, is_generated, pairs, cross) -> tuple[np.ndarray, np.ndarray]:
+    """Slices of `pairs` random pairs of different groups in either set and, with `cross`, 2 · `pairs` across them."""
+    slices = np.arange(len(group))
+    sets = slices[is_generated[group]], slices[~is_generated[group]]
+    kinds = [(side, side, pairs) for side in sets] + ([(*sets, 2 * pairs)] if cross else [])
+    drawn = []
+    for one, other, number in kinds:
+        # A few times as many as wanted, of which those within a group are dropped: all of them, with a single group.
+        candidates = rng.choice(one, 3 * number), rng.choice(other, 3 * number)
+        useful = np.flatnonzero(group[candidates[0]] != group[candidates[1]])[:number]
+        drawn.append([side[useful] for side in candidates])
+    first, second = (np.concatenate(side) for side in zip(*drawn, strict=True))
+    return first, second
+
+
+def _pair_similarities(generated, real, a, first, second) -> np.ndarray:
+    """MS-SSIM of s of pairs, by numbers that count the generated slices before the real ones."""
+
+    def fields(rows):
+        own = rows < len(generated)
+        result = np.empty((len(rows), *real.shape[1:]), np.float32)
+        result[own] = transform(generated[rows[own]], a)
+        result[~own] = transform(real[rows[~own] - len(generated)], a)
+        return result
+
+    values = np.empty(len(first))
+    for start in range(0, len(first), _PAIRS_AT_ONCE):
+        part = slice(start, start + _PAIRS_AT_ONCE)
+        values[part] = ms_ssim(fields(first[part]), fields(second[part]))
+    return values
+
+
+def _parts(stack):
+    """Consecutive parts of a stack, so that its transform is never held as a whole."""
+    return (stack[start : start + _PAIRS_AT_ONCE] for start in range(0, len(stack), _PAIRS_AT_ONCE))
