@@ -38,7 +38,10 @@ $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
 DEMO_UNIVERSES := data/universes
 DEMO_SLICING := --val-fraction 0.13 --test-fraction 0.25
 
-demo: $(VENV)/.installed data/demo_train.h5 data/raw_train.h5
+# Slices of the user's own are left alone.
+RAW := $(if $(wildcard data/raw_train.h5 data/raw_train.npy),,data/raw_train.h5)
+
+demo: $(VENV)/.installed data/demo_train.h5 $(RAW)
 	@echo "== train (expts/demo/run0)"
 	@$(RUN) train.py demo 0 --resume
 	@echo "== analyse"
@@ -57,7 +60,7 @@ data/demo_train.h5: $(DEMO_UNIVERSES)/.simulated | $(VENV)/.installed
 	@echo "== slice them, 64 x 64 pixels"
 	@$(RUN) data/slice_universes.py $(DEMO_UNIVERSES) --img-dim 64 --axes 012 --stride 4 $(DEMO_SLICING) --out data/demo
 
-data/raw_train.h5: $(DEMO_UNIVERSES)/.simulated | $(VENV)/.installed
+data/raw_train.h5: | $(DEMO_UNIVERSES)/.simulated $(VENV)/.installed
 	@echo "== slice them, 128 x 128 pixels, for the tag base"
 	@$(RUN) data/slice_universes.py $(DEMO_UNIVERSES) $(DEMO_SLICING)
 

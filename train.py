@@ -11,20 +11,23 @@ SIGTERM, SIGUSR1 and Ctrl-C stop after the current step and save everything; a s
 
 import argparse
 import json
+import shlex
+import sys
 from datetime import timedelta
 
+import numpy as np
 from tqdm import tqdm
 
 from networks.device import start_tensorflow
-from utils.checkpoints import newest_checkpoint, save_checkpoint
+from utils.checkpoints import newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
 from utils.config import Config, load_config
 from utils.files import atomic_path
 from utils.lock import single_writer
 from utils.logs import log, start_log
 from utils.provenance import differences, run_record
-from utils.runs import RunFolder, find_weights, stamp_weights
-from utils.signals import Stopped, stop_request
+from utils.runs import RunFolder, check_weights, find_weights, stamp_weights
+from utils.signals import Stopped, StopRequest, listen
 from utils.slices import SliceSet, open_slices
 from utils.timing import Stopwatch
 
@@ -57,6 +60,7 @@ def parse_arguments():
 
 def main():
     """Check everything, then train as the only writer of the run's folder."""
+    stop = listen()
     arguments = parse_arguments()
 
     # Check configuration, data and folder. Until all of them are in order, nothing is written.
@@ -66,14 +70,14 @@ def main():
     check_slices(config, training, validation)
     folder = RunFolder(config.tag, arguments.run)
     folder.check(config, arguments.resume)
-    if arguments.init_from:
-        find_weights(arguments.init_from, "last")
-    newest_checkpoint(folder.checkpoints)
+    if arguments.init_from and not saved_steps(folder.checkpoints):
+        for network in ("g", "d"):
+            check_weights(find_weights(arguments.init_from, "last", network), config)
 
     folder.path.mkdir(parents=True, exist_ok=True)
     with single_writer(folder.path / "lock"):
         try:
-            train(arguments, config, training, validation, folder)
+            train(arguments, config, training, validation, folder, stop)
         except OSError as error:
             if not is_mendable(error):
                 raise
@@ -82,17 +86,27 @@ def main():
             ) from error
 
 
-def train(arguments, config: Config, training: SliceSet, validation: SliceSet, folder: RunFolder) -> None:
+def train(
+    arguments, config: Config, training: SliceSet, validation: SliceSet, folder: RunFolder, stop: StopRequest
+) -> None:
     """Build everything and train: from top to bottom."""
     # 1. Begin the records, or bring them back to where the checkpoint was.
     changes = folder.check(config, resume=True)
     checkpoint, damaged = newest_checkpoint(folder.checkpoints)
-    folder.create(config)
+    epoch_steps = len(training) // config.batchsize
+    total_steps = config.Nepochs * epoch_steps
+    if checkpoint and checkpoint.meta["step"] > total_steps:
+        raise UserError(
+            f"{folder.path} is at step {checkpoint.meta['step']} already, {config.Nepochs} epochs end at step "
+            f"{total_steps}: ask for more Nepochs"
+        )
+    folder.create()
     folder.cut_back(checkpoint.meta["records"] if checkpoint else {})
     start_log(folder.log)
     log.info("run %s", folder.path)
     log.debug("configuration\n%s", config.to_yaml())
-    for complaint in damaged:
+    for path, complaint in damaged.items():
+        path.rename(path.with_name(f"{path.name}.damaged"))
         log.warning("%s; the one before is used", complaint)
     for key, (old, new) in changes.items():
         log.warning("%s was %s, is %s from here on", key, old, new)
@@ -101,19 +115,16 @@ def train(arguments, config: Config, training: SliceSet, validation: SliceSet, f
 
     # 2. Build. TensorFlow takes seconds to import: whoever mistyped a key has heard of it by now.
     device = start_tensorflow()
-    log.info("computing on %s (%d threads)", ", ".join(device["devices"]), device["threads"])
+    log.info("computing on %s (%d threads)", device["devices"][0], device["threads"])
     from networks.gan import GAN
     from networks.losses import target_power
     from utils.monitor import Monitor
-    from utils.streaming import BatchStream, steps_per_epoch
+    from utils.streaming import BatchStream
 
     record = run_record(config, {"train": training, "val": validation}, device)
     for difference in differences(folder.read_record(), record) if checkpoint else []:
-        log.warning("from here on the run is no longer bit for bit the uninterrupted one: %s", difference)
-    folder.write_record(record)
+        log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
     log.debug("record\n%s", json.dumps(record, indent=2))
-    epoch_steps = steps_per_epoch(training, config.batchsize)
-    total_steps = config.Nepochs * epoch_steps
     gan = GAN(config, total_steps, target_power(config, training))
     for network in (gan.generator, gan.discriminator):
         network.summary(print_fn=log.debug, line_length=100)
@@ -121,21 +132,30 @@ def train(arguments, config: Config, training: SliceSet, validation: SliceSet, f
     monitor = Monitor(config, validation, training.mean, folder)
     if checkpoint:
         gan.load_state(checkpoint.arrays, checkpoint.meta["step"])
+        checkpoint.arrays.clear()
         monitor.best |= checkpoint.meta["best"]
         log.info("resumed at step %d from %s", gan.step, checkpoint.path)
+        if arguments.init_from:
+            log.warning("--init-from %s is ignored: the run has weights of its own", arguments.init_from)
     elif arguments.init_from:
         gan.load_weights(arguments.init_from)
         log.info("weights from %s", arguments.init_from)
+    folder.write_config(config)
+    folder.write_record(record)
+    if not checkpoint:
+        # From here on there is always a state to go on from.
+        save_state(gan, monitor, folder)
 
     # 3. Train.
     log.info("training: %d epochs of %d steps, %d steps in all", config.Nepochs, epoch_steps, total_steps)
     watch, first_step = Stopwatch(), gan.step
     batches = BatchStream(training, config.batchsize, config.seed, gan.step, total_steps)
     bar = tqdm(total=total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
-    with batches, bar, stop_request() as stop:
+    with batches, bar:
         for densities in batches:
             losses = gan.train_on_densities(densities)
             step, last = gan.step, gan.step == total_steps
+            stopping = stop.signal_name
             bar.update()
 
             if step == first_step + 1 or step % config.print_batch == 0:
@@ -159,20 +179,23 @@ def train(arguments, config: Config, training: SliceSet, validation: SliceSet, f
                 save_weights(gan, folder, f"{epoch - 1:04d}")
             if last:
                 save_weights(gan, folder, "_last")
-            if step % config.save_steps == 0 or last or stop.signal_name:
+            if step % config.save_steps == 0 or last or stopping:
                 check_finite(gan, folder)
                 with watch.measure("saving"):
                     save_state(gan, monitor, folder)
-            if stop.signal_name and not last:
-                raise Stopped(
-                    f"stopped by {stop.signal_name} after step {step}, everything is saved; go on with: "
-                    f"python train.py {config.tag} {arguments.run} --resume"
-                )
+            if stopping and not last:
+                raise Stopped(f"stopped by {stopping} after step {step}, everything is saved; go on with: {again()}")
 
     # 4. Say where the time went and what to do next.
     shares = watch.shares() | {"waiting for data": batches.waited / watch.total}
     log.info("time: %s in all; of it %s", duration(watch.total), ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     log.info("DONE; score the result with: python analyze_output.py %s %s", config.tag, arguments.run)
+
+
+def again() -> str:
+    """The command that goes on with this run."""
+    arguments = [argument for argument in sys.argv if argument != "--resume"]
+    return shlex.join(["python", *arguments, "--resume"])
 
 
 def check_slices(config: Config, training: SliceSet, validation: SliceSet) -> None:
@@ -261,6 +284,12 @@ def save_weights(gan, folder: RunFolder, name: str, scores: dict[str, float] | N
 def save_state(gan, monitor, folder: RunFolder) -> None:
     """Write the complete state of the run."""
     arrays = {name: variable.numpy() for name, variable in gan.state().items()}
+    bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    if bad:
+        raise Diverged(
+            f"training diverged: {bad[0]} is not finite after step {gan.step}; the last good state is in "
+            f"{folder.checkpoints}; go on from it with --resume --set learn_rate=[1e-4,1e-4] or the like"
+        )
     meta = {"best": monitor.best, "records": folder.record_sizes()}
     path = save_checkpoint(folder.checkpoints, gan.step, arrays, meta, keep=monitor.config.save_keep)
     log.debug("state saved in %s", path)

@@ -75,7 +75,7 @@ def checkpoint_seconds(gan, config: Config, rng) -> float:
             np.save(Path(folder) / f"raw_{split}.npy", images)
         with open_slices("raw", "val", config.img_dim, folder) as validation:
             run_folder = RunFolder(config.tag, "0", folder)
-            run_folder.create(config)
+            run_folder.create()
             monitor = Monitor(config, validation, 1.0, run_folder)
             losses = gan.mean_losses()
             return median_seconds(lambda: monitor.checkpoint(gan.step, 0.0, losses, gan.sample, {}), 3)

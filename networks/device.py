@@ -15,7 +15,7 @@ def start_tensorflow() -> dict:
     Returns
     -------
     dict
-        What there is to compute on: `kind` (CPU or GPU), `devices` (their names), `xla` and `threads`.
+        What there is to compute on: `kind` (CPU or GPU), `devices` (their names), `tf32`, `xla` and `threads`.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _stderr_to_log():
@@ -34,6 +34,7 @@ def start_tensorflow() -> dict:
         "kind": "GPU" if gpus else "CPU",
         "devices": details or ["CPU"],
         # Rounding depends on how many threads share a sum.
+        "tf32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
         "xla": tf.config.optimizer.get_jit() or "off",
         "threads": tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0)),
     }

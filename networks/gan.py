@@ -137,15 +137,14 @@ class GAN:
         return {name: float(s / c) for name, s, c in zip(self.loss_names, sums, counts, strict=True) if c > 0}
 
     def first_divergence(self) -> tuple[int, str] | None:
-        """The step (counted from 1) at which the first loss or gradient was not finite, and its name; None if none was.
-
-        Weights need no look of their own: they are sums of finite steps as long as gradients are finite.
-        """
+        """The step (from 1 on) in which a loss or gradient first was not finite, and its name; None if none was."""
         step = int(self._first_bad_step.numpy())
         if step < 0:
             return None
-        names = [f"loss {name}" for name in self.loss_names]
-        names += [f"gradient of {weight.path}" for weight in self._trainable_weights()]
+        # In the order in which a step computes them, so that the cause comes before its consequences.
+        names = [f"gradient of discriminator/{weight.path}" for weight in self.discriminator.trainable_variables]
+        names += [f"loss {name}" for name in self.loss_names]
+        names += [f"gradient of generator/{weight.path}" for weight in self.generator.trainable_variables]
         return step + 1, names[int(self._first_bad_tensor.numpy())]
 
     def reset_losses(self) -> None:
@@ -169,10 +168,8 @@ class GAN:
 
     def load_weights(self, run_folder: str | Path) -> None:
         """Begin with the last weights of another run: a new run of its own. Raises `UserError` if they do not fit."""
-        generator_path = find_weights(run_folder, "last")
-        load_weights(self.generator, generator_path, self.config)
-        discriminator_path = generator_path.with_name(generator_path.name.replace("g_", "d_", 1))
-        load_weights(self.discriminator, discriminator_path, self.config)
+        load_weights(self.generator, find_weights(run_folder, "last"), self.config)
+        load_weights(self.discriminator, find_weights(run_folder, "last", network="d"), self.config)
         if self.average_generator is not None:
             self.average_generator.set_weights(self.generator.get_weights())
 
@@ -309,9 +306,10 @@ class GAN:
 
     def _set_learning_rates(self, step):
         """Follow the schedule: constant, or half a cosine from the full rate at step 0 to zero at the last step."""
-        if self.config.lr_schedule == "constant":
-            return
-        factor = 0.5 * (1.0 + tf.cos(math.pi * tf.cast(step, tf.float32) / self.total_steps))
+        factor = 1.0
+        if self.config.lr_schedule == "cosine":
+            factor = 0.5 * (1.0 + tf.cos(math.pi * tf.cast(step, tf.float32) / self.total_steps))
+        # Always set: a state that is resumed with another learn_rate brings its old one along.
         optimizers = (self.generator_optimizer, self.discriminator_optimizer)
         for optimizer, rate in zip(optimizers, self.config.learn_rate, strict=True):
             optimizer.learning_rate.assign(rate * factor)
@@ -332,13 +330,10 @@ class GAN:
     def _note_divergence(self, step, losses, generator_gradients, discriminator_probe):
         """Remember the first step in which something was not finite, and what."""
         loss_probe = finite_probe([losses.get(name, tf.zeros(())) for name in self.loss_names])
-        bad = tf.math.is_nan(tf.concat([loss_probe, finite_probe(generator_gradients), discriminator_probe], axis=0))
+        bad = tf.math.is_nan(tf.concat([discriminator_probe, loss_probe, finite_probe(generator_gradients)], axis=0))
         first = tf.logical_and(tf.reduce_any(bad), self._first_bad_step < 0)
         self._first_bad_step.assign(tf.where(first, step, self._first_bad_step))
         self._first_bad_tensor.assign(tf.where(first, tf.argmax(tf.cast(bad, tf.int32)), self._first_bad_tensor))
-
-    def _trainable_weights(self):
-        return self.generator.trainable_variables + self.discriminator.trainable_variables
 
     def _stream(self, purpose: int, step):
         """The seed of one purpose's random numbers in one step: a function of (seed, purpose, step) alone."""

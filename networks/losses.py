@@ -10,6 +10,8 @@ from utils.transforms import transform
 
 # Slices that the targets of the spectral loss are averaged over: their mean is then known to a per cent or two.
 _TARGET_SLICES = 2048
+# Slices read at a time for it.
+_BATCH = 256
 
 
 def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -122,7 +124,14 @@ def target_power(config: Config, training: SliceSet) -> tuple[np.ndarray, np.nda
     """
     if config.spectral_weight == 0:
         return None
-    density = training.read(training.rows_spread(_TARGET_SLICES)).astype(np.float64)
-    if config.dequantise:
-        density += np.random.default_rng(config.seed).uniform(size=density.shape)
-    return tuple(ring_power(fields).mean(axis=0) for fields in (transform(density, config.datascale), density))
+    rng = np.random.default_rng(config.seed)
+    rows = training.rows_spread(_TARGET_SLICES)
+    total = 0.0
+    for start in range(0, len(rows), _BATCH):
+        density = training.read(rows[start : start + _BATCH]).astype(np.float64)
+        if config.dequantise:
+            density += rng.uniform(size=density.shape)
+        total += np.stack(
+            [ring_power(fields).sum(axis=0) for fields in (transform(density, config.datascale), density)]
+        )
+    return tuple(total / len(rows))

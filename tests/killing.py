@@ -10,12 +10,12 @@ MOMENTS = ("any time", "state being written", "weights being written", "events b
 def kill(process, run: Path, moment: str, seed: int) -> None:
     """Send SIGKILL at a moment: after a random time, or as soon as a file of some kind is seen to be written.
 
-    Of the times that the moment comes, a random one is chosen. A process that ends first was not killed; that is no
-    failure, but its return code tells.
+    Of the times that the moment comes, a random one is chosen. Whether the process ended first, its return
+    code tells.
     """
     chance = random.Random(seed)
     if moment == "any time":
-        time.sleep(chance.uniform(0, 3))
+        time.sleep(chance.uniform(0, 1.5))
     else:
         for _ in range(chance.randint(1, 4)):
             _wait_for(process, run, moment)

@@ -23,7 +23,7 @@ def monitor_of(tmp_path, tiny_config):
         for split in ("train", "val"):
             np.save(tmp_path / f"raw_{split}.npy", images[..., np.newaxis])
         folder = RunFolder("tiny", metric, tmp_path)
-        folder.create(config)
+        folder.create()
         return Monitor(config, open_slices("raw", "val", 32, tmp_path), float(images.mean()), folder)
 
     return make

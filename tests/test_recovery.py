@@ -1,5 +1,6 @@
 """A run that is killed, stopped, damaged or diverges: nothing is lost, and what goes on is the same run."""
 
+import dataclasses
 import json
 import os
 import re
@@ -21,6 +22,7 @@ from tests.run_files import assert_same_run, events, metrics
 from utils.checkpoints import checkpoint_path, saved_steps
 from utils.cli import UserError
 from utils.lock import single_writer
+from utils.signals import StopRequest
 
 SETTINGS = {"Nepochs": 10, "checkpt_batch": 8}  # 50 steps
 SAVE_OFTEN = ("--set", "save_steps=7")
@@ -76,6 +78,7 @@ def test_killed_at_any_moment_it_ends_as_the_same_run(place, uninterrupted, seed
     process = start(place)
     wait_for(process, "step 1/50")
     kill(process, run, moment, seed)
+    assert process.returncode == -signal.SIGKILL
     resumed = train(place, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(run, uninterrupted)
@@ -89,7 +92,7 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(place, uninterrupted, name
     _, error = process.communicate(timeout=60)
     assert process.returncode == 75, error
     step = int(re.search(rf"stopped by {name} after step (\d+)", error)[1])
-    assert "python train.py tiny 0 --resume" in error
+    assert "train.py tiny 0 --set save_steps=7 --resume" in error
     assert len(error.splitlines()) == 1
     assert saved_steps(place / "expts" / "tiny" / "run0" / "checkpoints")[-1] == step < 50
     resumed = train(place, "--resume")
@@ -126,6 +129,7 @@ def test_a_damaged_checkpoint_is_passed_over(place, copied, uninterrupted, damag
     process = train(place, "--resume")
     assert process.returncode == 0, process.stderr
     assert f"{newest.name} is damaged" in process.stdout
+    assert newest.with_name(f"{newest.name}.damaged").exists()
     assert f"resumed at step 49 from {older.relative_to(place)}" in process.stdout
     assert_same_run(copied, uninterrupted)
 
@@ -178,7 +182,7 @@ def test_other_data_end_bit_exactness_with_a_warning(place, copied, sliced):
         (place / "data" / f"raw_{split}.h5").write_bytes(content + b"\0" * 10)
     process = train(place, "--resume")
     assert process.returncode == 0, process.stderr
-    assert "no longer bit for bit" in process.stdout
+    assert "may no longer be bit for bit" in process.stdout
     assert "data.train.bytes was" in process.stdout
 
 
@@ -199,45 +203,103 @@ def test_init_from_begins_a_new_run_with_old_weights(place, copied):
     assert_refused(
         run_script("train.py", "tiny", 2, "--init-from", "nowhere", cwd=place), "nowhere", "g_cosmo_last.weights.h5"
     )
+    other = ("--set", "ndeconvfilters=[5, 1]")
+    assert_refused(
+        run_script("train.py", "tiny", 2, "--init-from", copied, *other, cwd=place), "do not fit", "ndeconvfilters"
+    )
     assert not copied.with_name("run2").exists()
 
 
-def test_divergence_keeps_the_last_good_state(place):
-    process = train(place, "--set", "learn_rate=[1e37, 1e37]")
-    assert process.returncode == 3
+def test_divergence_keeps_the_last_good_state(place, copied):
+    """On resume with a far too large learning rate, which takes effect."""
+    (copied / "checkpoints" / "state_000000050.npz").unlink()
+    state = copied / "checkpoints" / "state_000000049.npz"
+    before = state.read_bytes()
+    process = train(place, "--resume", "--set", "learn_rate=[1e37, 1e37]", "--set", "Nepochs=20")
+    assert process.returncode == 3, process.stderr
+    assert "learn_rate was" in process.stdout
     assert re.search(r"training diverged: .* was not finite in step \d+", process.stderr)
     assert len(process.stderr.splitlines()) == 1
-    run = place / "expts" / "tiny" / "run0"
-    for path in (run / "checkpoints").glob("*.npz"):
-        with np.load(path) as state:
-            assert all(np.isfinite(state[name]).all() for name in state.files)
-    assert not list((run / "models").glob("*_last*"))
+    assert saved_steps(copied / "checkpoints") == [49]
+    assert state.read_bytes() == before
 
 
-@pytest.mark.parametrize("network", ["generator", "discriminator"])
-def test_divergence_names_the_first_bad_step_and_tensor(tiny_config, network):
+def test_divergence_names_the_first_bad_step_and_tensor(tiny_config):
     gan = GAN(tiny_config)
     densities = np.ones((6, 8, 8), np.int16)
     gan.train_on_densities(densities)
     assert gan.first_divergence() is None
-    weight = getattr(gan, network).trainable_variables[0]
+    weight = gan.discriminator.trainable_variables[0]
     weight.assign(tf.fill(weight.shape, np.nan))
     for _ in range(3):
         gan.train_on_densities(densities)
-    step, tensor = gan.first_divergence()
-    assert step == 2
-    assert tensor.startswith(("loss", "gradient"))
+    assert gan.first_divergence() == (2, f"gradient of discriminator/{weight.path}")
 
 
-def test_a_second_interrupt_stops_at_once(place):
-    process = start(place, "--set", "Nepochs=100000")
-    wait_for(process, "step 2/")
-    process.send_signal(signal.SIGSTOP)  # both signals are there before the step ends
-    process.send_signal(signal.SIGINT)
-    process.send_signal(signal.SIGCONT)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    assert process.returncode in (75, 130)
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_a_changed_learning_rate_takes_effect(tiny_config, schedule):
+    first = GAN(dataclasses.replace(tiny_config, lr_schedule=schedule), total_steps=10)
+    densities = np.ones((6, 8, 8), np.int16)
+    first.train_on_densities(densities)
+    arrays = {name: variable.numpy() for name, variable in first.state().items()}
+    second = GAN(dataclasses.replace(tiny_config, lr_schedule=schedule, learn_rate=(1e-5, 3e-5)), total_steps=10)
+    second.load_state(arrays, 1)
+    second.train_on_densities(densities)
+    factor = 1.0 if schedule == "constant" else 0.5 * (1 + np.cos(np.pi / 10))
+    assert float(second.generator_optimizer.learning_rate.numpy()) == pytest.approx(1e-5 * factor)
+    assert float(second.discriminator_optimizer.learning_rate.numpy()) == pytest.approx(3e-5 * factor)
+
+
+def test_a_second_interrupt_stops_at_once():
+    request = StopRequest()
+    request.receive(signal.SIGINT, None)
+    assert request.signal_name == "SIGINT"
+    request.receive(signal.SIGTERM, None)
+    with pytest.raises(KeyboardInterrupt):
+        StopRequest.receive(_after_interrupt(), signal.SIGINT, None)
+
+
+def _after_interrupt():
+    request = StopRequest()
+    request.receive(signal.SIGINT, None)
+    return request
+
+
+def test_asked_to_stop_while_starting_it_saves_after_its_first_step(place, uninterrupted):
+    process = start(place)
+    wait_for(process, "training slices")
+    process.send_signal(signal.SIGUSR1)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 75, error
+    assert "after step 1," in error
+    assert train(place, "--resume").returncode == 0
+    assert_same_run(place / "expts" / "tiny" / "run0", uninterrupted)
+
+
+def test_records_without_a_checkpoint_are_not_overwritten(place, copied):
+    shutil.rmtree(copied / "checkpoints")
+    before = (copied / "metrics.jsonl").read_bytes()
+    assert_refused(train(place, "--resume"), "no checkpoint to go on from", "--init-from")
+    assert (copied / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_past_the_end_is_refused(place, copied):
+    assert_refused(train(place, "--resume", "--set", "Nepochs=1"), "is at step 50 already", "Nepochs")
+
+
+def test_a_lost_record_is_no_reason_to_stop(place, copied):
+    (copied / "run.json").unlink()
+    process = train(place, "--resume", "--set", "Nepochs=11")
+    assert process.returncode == 0, process.stderr
+    assert "how it was started before is not known" in process.stdout
+
+
+def test_output_that_nobody_reads_stops_nothing(place, uninterrupted):
+    process = start(place)
+    wait_for(process, "step 1/50")
+    process.stdout.close()
+    assert process.wait(timeout=120) == 0
+    assert_same_run(place / "expts" / "tiny" / "run0", uninterrupted)
 
 
 def test_events_of_a_killed_run_have_no_step_twice(place):

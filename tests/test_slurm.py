@@ -28,7 +28,7 @@ def submit(folder, srun_status, *arguments):
 def test_a_stopped_run_requeues_itself(tmp_path):
     status, calls = submit(tmp_path, 75, "base", "0", "--set", "seed=1")
     assert status == 75
-    assert calls == ["srun python train.py base 0 --resume --set seed=1", "scontrol requeue 4711"]
+    assert calls == ["srun --cpus-per-task=1 python train.py base 0 --resume --set seed=1", "scontrol requeue 4711"]
 
 
 @pytest.mark.parametrize("outcome", [0, 2, 3])

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,38 +61,54 @@ def save_checkpoint(folder: str | os.PathLike, step: int, arrays: dict[str, np.n
     The file is NumPy's npz: a zip archive, uncompressed, in which every member carries its CRC-32, and no pickles.
     """
     path = checkpoint_path(folder, step)
-    text = json.dumps(meta | {"step": step, "format_version": FORMAT_VERSION})
+    manifest = {name: _fingerprint(array) for name, array in arrays.items()}
+    text = json.dumps(meta | {"step": step, "format_version": FORMAT_VERSION, "manifest": manifest})
     with atomic_path(path) as temporary:
         np.savez(temporary, **{_META: np.frombuffer(text.encode(), np.uint8)}, **arrays)
-        with zipfile.ZipFile(temporary) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise OSError(f"checkpoint {path}: {damaged} does not read back as written; is the disk failing?")
-    for old in saved_steps(folder)[:-keep]:
+        _drop_from_memory(temporary)
+        try:
+            load_checkpoint(temporary)
+        except ValueError as error:
+            raise UserError(f"checkpoint {path} does not read back as written: {error}; is the disk failing?") from None
+    # Later ones than this are damaged ones that were passed over: they do not count.
+    for old in [saved for saved in saved_steps(folder) if saved <= step][:-keep]:
         checkpoint_path(folder, old).unlink(missing_ok=True)
     return path
 
 
-def newest_checkpoint(folder: str | os.PathLike) -> tuple[Checkpoint | None, list[str]]:
-    """The newest good checkpoint in a folder, None where there is none, and what is wrong with newer ones.
+def _fingerprint(array: np.ndarray) -> list:
+    """Shape, type and CRC-32 of an array, as JSON keeps them."""
+    return [list(array.shape), str(array.dtype), zlib.crc32(np.ascontiguousarray(array).tobytes())]
+
+
+def _drop_from_memory(path: Path) -> None:
+    """Bring a file to the disk and forget it, so that reading it back reads the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def newest_checkpoint(folder: str | os.PathLike) -> tuple[Checkpoint | None, dict[Path, str]]:
+    """The newest good checkpoint in a folder, None where there is none, and newer damaged ones with their damage.
 
     Raises
     ------
     UserError
-        If there are checkpoints but all of them are damaged.
+        If there are checkpoints but all of them are damaged, or if one is of a newer version of the suite.
     """
-    damaged = []
+    damaged = {}
     for step in reversed(saved_steps(folder)):
+        path = checkpoint_path(folder, step)
         try:
-            return load_checkpoint(checkpoint_path(folder, step)), damaged
+            return load_checkpoint(path), damaged
         except ValueError as error:
-            damaged.append(str(error))
+            damaged[path] = str(error)
     if damaged:
         raise UserError(
-            f"no checkpoint in {folder} is good ({'; '.join(damaged)}); nothing was changed; bring a copy back, or "
-            f"start another RUN, with --init-from if the weights in models/ are worth going on with"
+            f"no checkpoint in {folder} is good ({'; '.join(damaged.values())}); nothing was changed; bring a copy "
+            f"back, or start another RUN, with --init-from if the weights in models/ are worth going on with"
         )
-    return None, []
+    return None, {}
 
 
 def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -101,6 +118,8 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
     ------
     ValueError
         If the file is truncated, damaged, or not of this format; the message says how.
+    UserError
+        If it is of a newer version of the suite.
     """
     path = Path(path)
     try:
@@ -108,8 +127,12 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
             arrays = {name: file[name] for name in file.files}
         meta = json.loads(arrays.pop(_META).tobytes())
         version = meta["format_version"]
-    except (zipfile.BadZipFile, EOFError, OSError, KeyError, ValueError) as error:
+        whole = {name: _fingerprint(array) for name, array in arrays.items()} == meta.pop("manifest")
+    # NotImplementedError and RuntimeError: a flipped bit can make a zip archive look encrypted or of another kind.
+    except (zipfile.BadZipFile, EOFError, OSError, LookupError, ValueError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
     if version > FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {version}, newer than {FORMAT_VERSION}: update this program")
+        raise UserError(f"{path} has format version {version}, newer than {FORMAT_VERSION}: update this program")
+    if not whole:
+        raise ValueError(f"{path} is damaged: its arrays are not those that were written")
     return Checkpoint(path, arrays, meta)

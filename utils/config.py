@@ -3,8 +3,8 @@
 import dataclasses
 import difflib
 import functools
-import math
 import re
+import sys
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -215,7 +215,7 @@ def _scalar(tag: str, key: str, value, wanted: type, allowed: str):
     # bool is a subclass of int in Python, but True is no number in a configuration.
     if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
         raise _bad_value(tag, key, value, allowed)
-    if wanted is float and not math.isfinite(value):
+    if wanted is float and not abs(value) <= sys.float_info.max:
         raise _bad_value(tag, key, value, "expected a finite number")
     return wanted(value)
 
@@ -314,5 +314,6 @@ def _parse(text: str, where: str):
         mark = error.problem_mark
         line = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise UserError(f"{where}{line}: not valid configuration YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    # The last four: what PyYAML lets through of deep nesting, and of tags that do not fit their value.
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
         raise UserError(f"{where}: not valid configuration YAML: {error}") from None

@@ -1,6 +1,7 @@
 """One writer per run folder."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,8 @@ from utils.cli import UserError
 # How often a running process touches its lock, and when the silence of another host's means that it is dead [s].
 HEARTBEAT = 15.0
 SILENCE = 60.0
+# What file systems without locks say: there the heartbeat has to do.
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextlib.contextmanager
@@ -37,12 +40,14 @@ def single_writer(path: str | os.PathLike) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _acquire(descriptor, Path(path))
-        beating = threading.Event()
-        threading.Thread(target=_beat, args=(descriptor, beating), name="heartbeat", daemon=True).start()
+        stopped = threading.Event()
+        heart = threading.Thread(target=_beat, args=(descriptor, stopped), name="heartbeat", daemon=True)
+        heart.start()
         try:
             yield
         finally:
-            beating.set()
+            stopped.set()
+            heart.join()
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
@@ -54,6 +59,11 @@ def _acquire(descriptor: int, path: Path) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise _in_use(path, holder) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        if holder.get("host") == socket.gethostname() and _is_alive(holder["process"]):
+            raise _in_use(path, holder) from None
     # The time of the file system, not of this host: their clocks may differ.
     age = _now(path) - os.fstat(descriptor).st_mtime
     if holder and holder["host"] != socket.gethostname() and age < SILENCE:
@@ -88,6 +98,18 @@ def _now(path: Path) -> float:
         probe.unlink()
 
 
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def _beat(descriptor: int, stopped: threading.Event) -> None:
     while not stopped.wait(HEARTBEAT):
-        os.utime(descriptor)
+        # A network file system may be out of reach for a moment; the next beat counts.
+        with contextlib.suppress(OSError):
+            os.utime(descriptor)

@@ -12,7 +12,11 @@ class _AboveProgressBar(logging.Handler):
     """Prints above a progress bar, where there is one, instead of through it."""
 
     def emit(self, record):
-        tqdm.write(self.format(record))
+        try:
+            tqdm.write(self.format(record))
+        except OSError:
+            # Whoever read our output has gone, as after `| head` or Ctrl-C in a pipe: training goes on, into the file.
+            log.removeHandler(self)
 
 
 class _LogFile(logging.FileHandler):

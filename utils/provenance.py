@@ -16,6 +16,7 @@ _PACKAGES = ("tensorflow", "keras", "numpy", "scipy", "h5py", "tensorboard")
 _MEGABYTE = 2**20
 # Environment variables that change how TensorFlow rounds.
 _SETTINGS = ("TF_XLA_FLAGS", "XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_DEFAULT_FPMATH_MODE", "OMP_NUM_THREADS")
+_SETTINGS += ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NVIDIA_TF32_OVERRIDE")
 
 
 def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dict:
@@ -32,8 +33,7 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
     Returns
     -------
     dict
-        JSON values: `version`, `commit`, `started`, `seed`, `data` and `numerics`. Bit-exactness needs the last three
-        to stay.
+        JSON values: `version`, `commit`, `started`, `host`, `seed`, `data` and `numerics`.
     """
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     settings = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
@@ -56,14 +56,16 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
 
 
 def differences(before: dict, now: dict) -> list[str]:
-    """What ends bit-exactness between two starts of a run: one line on each difference in seed, data and numerics."""
-    flat_before, flat_now = (dict(_leaves({key: record[key] for key in _EXACT})) for record in (before, now))
+    """What may end bit-exactness between two starts of a run: one line on each difference; `before` may be empty."""
+    if not before:
+        return ["how it was started before is not known"]
+    flat_before, flat_now = (dict(_leaves({key: record.get(key) for key in _EXACT})) for record in (before, now))
     names = sorted(flat_before.keys() | flat_now.keys())
     pairs = ((name, flat_before.get(name, "absent"), flat_now.get(name, "absent")) for name in names)
     return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
 
 
-_EXACT = ("seed", "data", "numerics")
+_EXACT = ("version", "commit", "seed", "data", "numerics")
 
 
 def _leaves(tree, path=""):

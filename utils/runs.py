@@ -7,6 +7,7 @@ from pathlib import Path
 
 import h5py
 
+from utils.checkpoints import saved_steps
 from utils.cli import UserError
 from utils.config import Config, load_config, read_tags
 from utils.files import write_text
@@ -67,6 +68,12 @@ class RunFolder:
             raise UserError(
                 f"{self.path} already exists; continue that run with --resume, or choose another RUN for a new one"
             )
+        # A state is saved before the first record: records without one are of another program, or robbed of it.
+        if not saved_steps(self.checkpoints) and (self.metrics.exists() or any(self.path.glob("models/*.h5"))):
+            raise UserError(
+                f"{self.path} has records or weights but no checkpoint to go on from; nothing was changed; bring "
+                f"checkpoints back, or start another RUN, with --init-from if its weights are worth going on with"
+            )
         if not self.config.is_file():
             return {}
         before, now = load_config(self.config, config.tag).as_dict(), config.as_dict()
@@ -80,15 +87,22 @@ class RunFolder:
             )
         return changes
 
-    def create(self, config: Config) -> None:
+    def create(self) -> None:
         """Make the folder and what it always holds."""
         for folder in (self.events, self.checkpoints, self.models):
             folder.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, config: Config) -> None:
+        """Keep the resolved configuration."""
         write_text(self.config, config.to_yaml())
 
     def read_record(self) -> dict:
         """How the run was last started (`utils.provenance`); empty if that is not known."""
-        return json.loads(self.record.read_text()) if self.record.is_file() else {}
+        try:
+            record = json.loads(self.record.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
 
     def write_record(self, record: dict) -> None:
         """Keep how the run was started."""
@@ -97,10 +111,13 @@ class RunFolder:
     def append_metrics(self, record: dict) -> None:
         """Add one line to metrics.jsonl and bring it to the disk."""
         line = json.dumps(record, allow_nan=False) + "\n"
-        with open(self.metrics, "ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(self.metrics, "ab") as file:
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, os.strerror(error.errno), str(self.metrics)) from error
 
     def record_sizes(self) -> dict[str, int]:
         """Length in bytes of metrics.jsonl and of every event file, by their path in the folder."""
@@ -112,8 +129,9 @@ class RunFolder:
 
         What a killed process was in the middle of writing goes too.
         """
-        for leftover in self.path.rglob(".partial*"):
-            leftover.unlink()
+        for folder in (self.path, self.models, self.checkpoints):
+            for leftover in folder.glob(".partial*"):
+                leftover.unlink()
         for name, size in self.record_sizes().items():
             if name not in sizes:
                 (self.path / name).unlink()
@@ -133,14 +151,16 @@ def load_run_config(run_folder: str | Path) -> Config:
     return load_config(path, tag)
 
 
-def find_weights(run_folder: str | Path, weights: str | Path) -> Path:
-    """The file of a generator's weights.
+def find_weights(run_folder: str | Path, weights: str | Path, network: str = "g") -> Path:
+    """The file of a network's weights.
 
     Parameters
     ----------
     run_folder : path
     weights : str or path
         ``best``, ``best_pspect``, ``last``, the number of an epoch, or the path of a ``*.weights.h5`` file.
+    network : str
+        ``g``, the generator, or ``d``, the discriminator.
 
     Raises
     ------
@@ -151,11 +171,11 @@ def find_weights(run_folder: str | Path, weights: str | Path) -> Path:
     if str(weights).endswith(".h5"):
         path = Path(weights)
     elif str(weights).isdigit():
-        path = models / f"g_cosmo{int(weights):04d}.weights.h5"
+        path = models / f"{network}_cosmo{int(weights):04d}.weights.h5"
     else:
-        path = models / f"g_cosmo_{weights}.weights.h5"
+        path = models / f"{network}_cosmo_{weights}.weights.h5"
     if not path.is_file():
-        names = sorted(found.name for found in models.glob("g_cosmo*.weights.h5"))
+        names = sorted(found.name for found in models.glob(f"{network}_cosmo*.weights.h5"))
         raise UserError(f"no weights {path}; there are: {', '.join(names) if names else f'none in {models}'}")
     return path
 

@@ -1,8 +1,6 @@
 """Being asked to stop: by a scheduler, or by Ctrl-C."""
 
-import contextlib
 import signal
-from collections.abc import Iterator
 
 from utils.cli import EXIT_STOPPED, CleanExit
 
@@ -28,13 +26,9 @@ class StopRequest:
         self.signal_name = signal.Signals(number).name
 
 
-@contextlib.contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Turn signals into a request that the block looks at when it suits; afterwards they act as before."""
+def listen() -> StopRequest:
+    """From now on turn signals into a request that the program looks at when it suits it."""
     request = StopRequest()
-    before = {number: signal.signal(number, request.receive) for number in _SIGNALS}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in _SIGNALS:
+        signal.signal(number, request.receive)
+    return request

@@ -14,11 +14,6 @@ from utils.slices import SliceSet
 _READ_AHEAD = 4
 
 
-def steps_per_epoch(slices: SliceSet, batchsize: int) -> int:
-    """Whole batches in one pass over the slices; what is left over gets its turn in another epoch's order."""
-    return len(slices) // batchsize
-
-
 def rows_of_step(step: int, number: int, batchsize: int, seed: int) -> np.ndarray:
     """The row numbers of one step's batch: a pure function of its arguments.
 

@@ -17,7 +17,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 
 
 class EventLog:
-    """The TensorBoard events of a run, in `folder`; a new file is begun whenever a process begins to write.
+    """The TensorBoard events of a run, in `folder`; every process that writes begins a file of its own.
 
     Parameters
     ----------
@@ -28,10 +28,7 @@ class EventLog:
     def __init__(self, folder: str | Path):
         name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}.{os.getpid()}.v2"
         self.path = Path(folder) / name
-        self._file = open(self.path, "xb")  # noqa: SIM115 - stays open until the process ends
-        self._records = RecordWriter(self._file)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._file.flush()
+        self._file = None
 
     def write(self, step: int, scalars: dict[str, float], images: dict[str, np.ndarray]) -> None:
         """Write one checkpoint's scalars and images (H, W, 3 or 4), uint8, and bring them to the disk.
@@ -41,12 +38,19 @@ class EventLog:
         summaries = [scalar_pb(tag, value) for tag, value in scalars.items()]
         summaries += [_image_summary(tag, image) for tag, image in images.items()]
         try:
+            if self._file is None:
+                self._begin()
             for summary in summaries:
                 self._write(Event(wall_time=time.time(), step=step, summary=summary))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OSError(error.errno, os.strerror(error.errno), str(self.path)) from error
+
+    def _begin(self) -> None:
+        self._file = open(self.path, "xb")  # noqa: SIM115 - stays open until the process ends
+        self._records = RecordWriter(self._file)
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def _write(self, event: Event) -> None:
         self._records.write(event.SerializeToString())

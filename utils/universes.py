@@ -72,6 +72,13 @@ def _is_new(path: Path, seen: set) -> bool:
 
 def read_header(path: Path, name: str) -> Universe:
     """Read what a universe file says about itself, no pixels; `DamagedUniverse` says what is wrong with it."""
+    try:
+        return _read_header(path, name)
+    except (OSError, ValueError, LookupError, RuntimeError) as error:
+        raise DamagedUniverse(f"{path}: its header is damaged: {error}") from error
+
+
+def _read_header(path: Path, name: str) -> Universe:
     with _open_universe(path) as file:
         full, redshifts = (_dataset(file, key) for key in ("full", "redshifts"))
         if full.ndim != 4 or not 0 < full.shape[0] == full.shape[1] == full.shape[2]:
