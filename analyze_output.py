@@ -22,7 +22,7 @@ from utils import plots, plots_scorecard
 from utils.cli import ArgumentParser, UserError, run
 from utils.comparison import Generated, Real, compare, read_real, take_generated
 from utils.config import Config
-from utils.files import atomic_path, write_text
+from utils.files import HDF5_OVERHEAD, atomic_path, write_text
 from utils.likeness import Likeness
 from utils.noise import noise_floor, p_values
 from utils.runs import RunFolder, check_writable, find_weights, load_run_config
@@ -229,7 +229,8 @@ def save_while_drawn(
 
     The dataset is called `slices`, (number, dim, dim), float32, in particles per voxel, as in files of real slices.
     """
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    size = number * dim**2 * np.dtype(np.float32).itemsize + HDF5_OVERHEAD
+    with atomic_path(path, size) as temporary, h5py.File(temporary, "w") as file:
         slices = file.create_dataset("slices", (number, dim, dim), np.float32)
         slices.attrs["unit"] = "particles per voxel (the cosmic mean is 1)"
         file.attrs.update(attributes)

@@ -22,7 +22,7 @@ from networks.device import start_tensorflow
 from utils.checkpoints import newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
 from utils.config import Config, load_config
-from utils.files import atomic_path
+from utils.files import HDF5_OVERHEAD, atomic_path
 from utils.lock import single_writer
 from utils.logs import log, start_log
 from utils.provenance import differences, run_record
@@ -31,8 +31,6 @@ from utils.signals import Stopped, StopRequest, listen
 from utils.slices import SliceSet, open_slices
 from utils.timing import Stopwatch
 
-# What a file of weights holds besides the weights, generously [bytes].
-HDF5_OVERHEAD = 200_000
 # Weights are kept after every so many epochs, whatever their scores.
 EPOCHS_BETWEEN_WEIGHTS = 10
 

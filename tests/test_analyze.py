@@ -2,7 +2,10 @@
 
 import json
 import re
+import resource
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -141,6 +144,21 @@ def test_weights_that_do_not_fit(trained, tmp_path, damage):
     words = ["do not fit", "ndeconvfilters is [5, 1], was [3, 1]"] if changes else ["damaged"]
     assert_refused(process, "g_cosmo_last.weights.h5", *words)
     assert not (copy / "analysis").exists()
+
+
+def test_samples_that_do_not_fit_on_the_disk(trained):
+    """No file may grow beyond a limit: one line, and no half-written file."""
+    command = [sys.executable, ROOT / "analyze_output.py", "tiny", "7", "--num-samples", "3000"]
+    process = subprocess.run(
+        [*command, "--save-samples", "many.h5"],
+        cwd=trained,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)),
+    )
+    assert_refused(process, "many.h5", "File too large")
+    assert not list(trained.glob("*many.h5"))
 
 
 def test_help_explains():

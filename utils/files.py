@@ -5,6 +5,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+# What an HDF5 file holds besides the data, generously [bytes].
+HDF5_OVERHEAD = 200_000
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
