@@ -1,6 +1,7 @@
 """What several test files need."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 import yaml
 
 from utils.config import Config
+
+# A shell starts what runs in its background with Ctrl-C ignored, and so would be the scripts that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OLD_KEYS = {
     "dataname": "raw",

@@ -28,8 +28,8 @@ def test_only_the_newest_are_kept(tmp_path):
 
 
 def test_an_empty_folder_has_none(tmp_path):
-    assert newest_checkpoint(tmp_path) == (None, [])
-    assert newest_checkpoint(tmp_path / "nowhere") == (None, [])
+    assert newest_checkpoint(tmp_path) == (None, {})
+    assert newest_checkpoint(tmp_path / "nowhere") == (None, {})
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
@@ -44,8 +44,8 @@ def test_damage_is_noticed(tmp_path, damage):
         load_checkpoint(path)
     checkpoint, damaged = newest_checkpoint(tmp_path)
     assert checkpoint.meta["step"] == 1
-    assert len(damaged) == 1
-    assert path.name in damaged[0]
+    assert list(damaged) == [path]
+    assert path.name in damaged[path]
     checkpoint.path.write_bytes(b"")
     with pytest.raises(UserError, match=r"no checkpoint in .* is good"):
         newest_checkpoint(tmp_path)
