@@ -81,17 +81,23 @@ def checkpoint_seconds(gan, config: Config, rng) -> float:
             return median_seconds(lambda: monitor.checkpoint(gan.step, 0.0, losses, gan.sample, {}), 3)
 
 
-def divergence_check_seconds(gan) -> float:
-    """Median time of looking for numbers that are not finite among as many gradients as a step has."""
-    import tensorflow as tf
+def divergence_check_seconds(gan, unwatched, densities, repeats: int) -> tuple[float, float]:
+    """Mean difference between steps with and without the look for numbers that are not finite, and its error.
 
-    from networks.gan import finite_probe
-
-    weights = gan.generator.trainable_variables
-    weights += gan.discriminator.trainable_variables * gan.config.DG_update_ratio
-    tensors = [tf.convert_to_tensor(weight) for weight in weights]
-    probe = tf.function(lambda: tf.reduce_any(tf.math.is_nan(finite_probe(tensors))), autograph=False)
-    return median_seconds(lambda: probe().numpy(), 10)
+    `gan` and `unwatched`, which does not look, take turns, and differences are between neighbours, so that a busy
+    machine weighs on both alike; the largest and smallest tenth of the differences are left out.
+    """
+    differences = []
+    for repeat in range(-2, repeats):  # the first two compile
+        seconds = {}
+        for subject in (gan, unwatched) if repeat % 2 else (unwatched, gan):
+            start = time.perf_counter()
+            float(subject.train_on_densities(densities)["g_loss"])
+            seconds[subject] = time.perf_counter() - start
+        if repeat >= 0:
+            differences.append(seconds[gan] - seconds[unwatched])
+    kept = np.sort(differences)[repeats // 10 : repeats - repeats // 10]
+    return float(np.mean(kept)), float(np.std(kept) / len(kept) ** 0.5)
 
 
 def saving_seconds(gan) -> float:
@@ -119,14 +125,20 @@ def main():
 
     rate = matrix_product_rate()
     rng = np.random.default_rng(1)
+
+    class UnwatchedGAN(GAN):
+        def _note_divergence(self, step, losses):
+            pass
+
     power = np.ones(config.img_dim // 2)
-    gan = GAN(config, total_steps=1000, target_power=(power, power))
+    gan, unwatched = (made(config, total_steps=1000, target_power=(power, power)) for made in (GAN, UnwatchedGAN))
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
     operations = operations_per_step(gan, config)
     checkpoint = checkpoint_seconds(gan, config, rng)
     between = step * config.checkpt_batch
-    check, saving = divergence_check_seconds(gan), saving_seconds(gan)
+    check, error = divergence_check_seconds(gan, unwatched, densities, repeats=max(10, int(20 / step)))
+    saving = saving_seconds(gan)
     print(f"  4096² matrix product, float32     {rate / 1e9:9.1f} GFLOP/s")
     print(
         f"  step of {config.batchsize:3d} images                {step:9.3f} s, {config.batchsize / step:.1f} images/s"
@@ -135,7 +147,7 @@ def main():
     print(f"  rate of the step / matrix product {operations / step / rate:9.1%}")
     print(f"  checkpoint of {config.checkpt_samples} samples         {checkpoint:9.2f} s")
     print(f"  its share of {config.checkpt_batch} steps            {checkpoint / (between + checkpoint):9.2%}")
-    print(f"  divergence check                  {check:9.4f} s, {check / step:.2%} of a step")
+    print(f"  divergence check                  {check:9.4f} s, {check / step:.2%} +- {error / step:.2%} of a step")
     print(
         f"  saving the complete state         {saving:9.2f} s, {saving / (step * config.save_steps):.2%} of save_steps"
     )

@@ -223,7 +223,7 @@ class GAN:
             if self.config.count_noise:
                 fake_images = self._count_images(u, step)
             with tape.stop_recording():
-                losses, discriminator_probe = self._update_discriminator(real_images, fake_images, flips, with_r1)
+                losses = self._update_discriminator(real_images, fake_images, flips, with_r1)
             # The discriminator sees batch statistics here too, but its moving statistics, which a stateless call
             # returns instead of storing, must not move for the generator's update.
             logits, _ = self.discriminator.stateless_call(
@@ -240,33 +240,26 @@ class GAN:
         self.generator_optimizer.apply(gradients, self.generator.trainable_variables)
         self._update_average(step)
         self._add_losses(losses)
-        self._note_divergence(step, losses, gradients, discriminator_probe)
+        self._note_divergence(step, losses)
         return losses
 
-    def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-        """`DG_update_ratio` updates, on the real and on the fake batch in turn.
-
-        Returns the means of their losses, and the sum of their gradients' probes (see `finite_probe`).
-        """
-        rounds, probes = [], []
+    def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> dict[str, tf.Tensor]:
+        """`DG_update_ratio` updates, on the real and on the fake batch in turn; gives the means of their losses."""
+        rounds = []
         for _ in range(self.config.DG_update_ratio // 2):
-            real_loss, real_prob, penalty, real_probe = self._fit_labels(real_images, 1.0 - flips, with_r1)
-            fake_loss, fake_prob, _, fake_probe = self._fit_labels(fake_images, flips, with_r1=False)
+            real_loss, real_prob, penalty = self._fit_labels(real_images, 1.0 - flips, with_r1)
+            fake_loss, fake_prob, _ = self._fit_labels(fake_images, flips, with_r1=False)
             d_loss = 0.5 * (real_loss + fake_loss)
             rounds.append((d_loss, real_loss, fake_loss, real_prob, fake_prob, penalty))
-            probes += [real_probe, fake_probe]
         means = [tf.reduce_mean(tf.stack(values)) for values in zip(*rounds, strict=True)]
         names = ("d_loss", "d_real_loss", "d_fake_loss", "d_real_prob", "d_fake_prob", "r1_penalty")
         losses = dict(zip(names, means, strict=True))
         if not with_r1:
             del losses["r1_penalty"]
-        return losses, tf.add_n(probes)
+        return losses
 
-    def _fit_labels(self, images, labels, with_r1) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """One discriminator update.
-
-        Returns the loss, the mean probability of being real, the R1 penalty, and the gradients' probe.
-        """
+    def _fit_labels(self, images, labels, with_r1) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """One discriminator update; gives the loss, the mean probability of being real, and the R1 penalty."""
         with tf.GradientTape() as tape:
             logits = self.discriminator(images, training=True)
             total = loss = crossentropy(labels, logits)
@@ -277,7 +270,7 @@ class GAN:
                 total += self.config.r1_weight * self.config.r1_interval * penalty
         gradients = tape.gradient(total, self.discriminator.trainable_variables)
         self.discriminator_optimizer.apply(gradients, self.discriminator.trainable_variables)
-        return loss, tf.reduce_mean(tf.sigmoid(logits)), penalty, finite_probe(gradients)
+        return loss, tf.reduce_mean(tf.sigmoid(logits)), penalty
 
     def _discriminator_without_update(self, images):
         """Logits on batch statistics; the moving statistics stay."""
@@ -327,13 +320,20 @@ class GAN:
         self._loss_sums.assign_add(tf.stack([losses.get(name, tf.zeros(())) for name in self.loss_names]))
         self._loss_counts.assign_add([float(name in losses) for name in self.loss_names])
 
-    def _note_divergence(self, step, losses, generator_gradients, discriminator_probe):
-        """Remember the first step in which something was not finite, and what."""
-        loss_probe = finite_probe([losses.get(name, tf.zeros(())) for name in self.loss_names])
-        bad = tf.math.is_nan(tf.concat([discriminator_probe, loss_probe, finite_probe(generator_gradients)], axis=0))
-        first = tf.logical_and(tf.reduce_any(bad), self._first_bad_step < 0)
+    def _note_divergence(self, step, losses):
+        """Remember the first step in which something was not finite, and what.
+
+        Looks at Adam's first moments in place of the gradients: what is not finite in any gradient of a step stays in
+        them, and there is one for all updates of the step. A sum is one operation per tensor, and is finite if and
+        only if all terms are (numbers that add up to an overflow have long diverged).
+        """
+        suspects = first_moments(self.discriminator_optimizer)
+        suspects += [losses.get(name, tf.zeros(())) for name in self.loss_names]
+        suspects += first_moments(self.generator_optimizer)
+        good = tf.math.is_finite(tf.stack([tf.reduce_sum(suspect) for suspect in suspects]))
+        first = tf.logical_and(self._first_bad_step < 0, tf.logical_not(tf.reduce_all(good)))
         self._first_bad_step.assign(tf.where(first, step, self._first_bad_step))
-        self._first_bad_tensor.assign(tf.where(first, tf.argmax(tf.cast(bad, tf.int32)), self._first_bad_tensor))
+        self._first_bad_tensor.assign(tf.where(first, tf.argmin(tf.cast(good, tf.int32)), self._first_bad_tensor))
 
     def _stream(self, purpose: int, step):
         """The seed of one purpose's random numbers in one step: a function of (seed, purpose, step) alone."""
@@ -380,19 +380,9 @@ def random_symmetry(s: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.where(coins[2], tf.transpose(s, (0, 2, 1, 3)), s)
 
 
-def finite_probe(tensors: list[tf.Tensor]) -> tf.Tensor:
-    """Look for elements that are not finite, in one cheap pass: 0 x is 0 for finite x and NaN otherwise.
-
-    Parameters
-    ----------
-    tensors : list of tensor, float32, of any shapes
-
-    Returns
-    -------
-    tensor, (len(tensors),), float32
-        0 where all elements of a tensor are finite, NaN elsewhere.
-    """
-    return tf.stack([tf.reduce_sum(0.0 * x) for x in tensors])
+def first_moments(optimizer: keras.optimizers.Adam) -> list[keras.Variable]:
+    """Adam's running means of the gradients, in the order of the weights that it was built for."""
+    return [variable for variable in optimizer.variables if variable.name.endswith("_momentum")]
 
 
 def _adam(learning_rate: float, config: Config, network: keras.Model) -> keras.optimizers.Adam:
