@@ -99,13 +99,15 @@ def train(
             f"{total_steps}: ask for more Nepochs"
         )
     folder.create()
-    folder.cut_back(checkpoint.meta["records"] if checkpoint else {})
+    lost_weights = folder.cut_back(checkpoint)
     start_log(folder.log)
     log.info("run %s", folder.path)
     log.debug("configuration\n%s", config.to_yaml())
     for path, complaint in damaged.items():
         path.rename(path.with_name(f"{path.name}.damaged"))
         log.warning("%s; the one before is used", complaint)
+    for name in lost_weights:
+        log.warning("%s, which was among the best, is lost; it comes back when a better one is found", name)
     for key, (old, new) in changes.items():
         log.warning("%s was %s, is %s from here on", key, old, new)
     log.info("training slices: %s", describe_slices(training))
@@ -289,7 +291,8 @@ def save_state(gan, monitor, folder: RunFolder) -> None:
             f"{folder.checkpoints}; go on from it with --resume --set learn_rate=[1e-4,1e-4] or the like"
         )
     meta = {"best": monitor.best, "records": folder.record_sizes()}
-    path = save_checkpoint(folder.checkpoints, gan.step, arrays, meta, keep=monitor.config.save_keep)
+    keep, best = monitor.config.save_keep, folder.best_weights()
+    path = save_checkpoint(folder.checkpoints, gan.step, arrays, meta, keep, weights=best)
     log.debug("state saved in %s", path)
 
 

@@ -1,10 +1,16 @@
 """Checkpoint files: what is written comes back, and damage is noticed."""
 
+import errno
+import os
+
+import h5py
 import numpy as np
 import pytest
 
 from utils.checkpoints import checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import UserError
+from utils.files import atomic_path
+from utils.runs import RunFolder, stamp_weights
 
 ARRAYS = {"generator/000": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.array(3, np.int64)}
 
@@ -67,3 +73,49 @@ def test_a_failed_write_leaves_the_older_one(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, 2, ARRAYS, {}, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["state_000000001.npz"]
+
+
+def write_weights(run, name, config, step):
+    """A weights file of one step, as training writes it: beside, then renamed."""
+    with atomic_path(run.models / name) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file["kernel"] = np.full(3, step)
+        stamp_weights(temporary, config, step, {})
+
+
+@pytest.fixture
+def improved_run(tmp_path, tiny_config):
+    """A run with a state of step 5, whose best weights have become better in step 9, in an epoch that then ended."""
+    run = RunFolder("tiny", "0", tmp_path)
+    run.create()
+    write_weights(run, "g_cosmo_best.weights.h5", tiny_config, 4)
+    save_checkpoint(run.checkpoints, 5, ARRAYS, {"records": {}}, keep=2, weights=run.best_weights())
+    for name in ("g_cosmo_best", "g_cosmo_best_pspect", "g_cosmo0009"):
+        write_weights(run, f"{name}.weights.h5", tiny_config, 9)
+    return run
+
+
+def step_of(path):
+    with h5py.File(path) as file:
+        return int(file["kernel"][0])
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_run_that_goes_back_forgets_later_weights(improved_run, links, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(PermissionError(errno.EPERM, "no links")))
+    assert improved_run.cut_back(newest_checkpoint(improved_run.checkpoints)[0]) == []
+    assert {path.name: step_of(path) for path in improved_run.models.iterdir()} == {"g_cosmo_best.weights.h5": 4}
+
+
+def test_lost_best_weights_are_named(improved_run):
+    for copy in improved_run.checkpoints.glob("*.weights.h5"):
+        copy.unlink()
+    assert improved_run.cut_back(newest_checkpoint(improved_run.checkpoints)[0]) == ["g_cosmo_best.weights.h5"]
+
+
+def test_best_weights_go_with_their_checkpoint(improved_run):
+    for step in (9, 10):
+        save_checkpoint(improved_run.checkpoints, step, ARRAYS, {}, keep=2, weights=improved_run.best_weights())
+    names = {f"state_{step:09d}.g_cosmo_{which}.weights.h5" for step in (9, 10) for which in ("best", "best_pspect")}
+    assert {path.name for path in improved_run.checkpoints.glob("*.weights.h5")} == names

@@ -1,17 +1,22 @@
-"""The complete state of a run on disk: one file per checkpoint, whole or absent, checked when it is read."""
+"""The complete state of a run on disk: one file per checkpoint, whole or absent, checked when it is read.
+
+Beside it lie the weights that were the best when it was written, as ``state_<step>.<name>``: should the run go on from
+here, later ones do not belong to it.
+"""
 
 import json
 import os
 import re
 import zipfile
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from utils.cli import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, keep_copy
 
 FORMAT_VERSION = 1
 _META = "meta"
@@ -25,6 +30,10 @@ class Checkpoint:
     arrays: dict[str, np.ndarray]
     meta: dict
 
+    def weights(self) -> dict[str, Path]:
+        """The weights that were saved with it: where their copies are, by the names of the files that were copied."""
+        return {name: _companion(self.path, name) for name in self.meta.get("weights", [])}
+
 
 def checkpoint_path(folder: str | os.PathLike, step: int) -> Path:
     """Where the checkpoint of a step lies."""
@@ -37,7 +46,18 @@ def saved_steps(folder: str | os.PathLike) -> list[int]:
     return sorted(int(name[1]) for name in names if name)
 
 
-def save_checkpoint(folder: str | os.PathLike, step: int, arrays: dict[str, np.ndarray], meta: dict, keep: int) -> Path:
+def _companion(checkpoint: Path, name: str) -> Path:
+    return checkpoint.with_suffix(f".{name}")
+
+
+def save_checkpoint(
+    folder: str | os.PathLike,
+    step: int,
+    arrays: dict[str, np.ndarray],
+    meta: dict,
+    keep: int,
+    weights: Sequence[Path] = (),
+) -> Path:
     """Write a checkpoint beside the older ones, read it back, and only then delete all but the newest `keep`.
 
     Parameters
@@ -50,6 +70,8 @@ def save_checkpoint(folder: str | os.PathLike, step: int, arrays: dict[str, np.n
         JSON values.
     keep : int
         At least 1.
+    weights : sequence of Path
+        Files to be kept with it.
 
     Returns
     -------
@@ -62,7 +84,10 @@ def save_checkpoint(folder: str | os.PathLike, step: int, arrays: dict[str, np.n
     """
     path = checkpoint_path(folder, step)
     manifest = {name: _fingerprint(array) for name, array in arrays.items()}
-    text = json.dumps(meta | {"step": step, "format_version": FORMAT_VERSION, "manifest": manifest})
+    names = {"weights": [file.name for file in weights]}
+    text = json.dumps(meta | names | {"step": step, "format_version": FORMAT_VERSION, "manifest": manifest})
+    for file in weights:
+        keep_copy(file, _companion(path, file.name))
     with atomic_path(path) as temporary:
         np.savez(temporary, **{_META: np.frombuffer(text.encode(), np.uint8)}, **arrays)
         _drop_from_memory(temporary)
@@ -73,6 +98,10 @@ def save_checkpoint(folder: str | os.PathLike, step: int, arrays: dict[str, np.n
     # Later ones than this are damaged ones that were passed over: they do not count.
     for old in [saved for saved in saved_steps(folder) if saved <= step][:-keep]:
         checkpoint_path(folder, old).unlink(missing_ok=True)
+    kept = {checkpoint_path(folder, saved).stem for saved in saved_steps(folder)}
+    for file in Path(folder).glob("state_*.weights.h5"):
+        if file.name.partition(".")[0] not in kept:
+            file.unlink(missing_ok=True)
     return path
 
 

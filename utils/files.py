@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,20 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file (UTF-8) atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def keep_copy(path: Path, copy: Path) -> None:
+    """Make `copy` hold what `path` holds now, also when another file takes the place of `path` later.
+
+    A hard link, which costs neither time nor room; a true copy on file systems without them. Only for files that are
+    replaced, never written to. Atomic. Raises `OSError` if the disk is full.
+    """
+    with atomic_path(copy) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 def _sync_folder(folder: Path) -> None:

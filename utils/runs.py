@@ -7,10 +7,10 @@ from pathlib import Path
 
 import h5py
 
-from utils.checkpoints import saved_steps
+from utils.checkpoints import Checkpoint, saved_steps
 from utils.cli import UserError
 from utils.config import Config, load_config, read_tags
-from utils.files import write_text
+from utils.files import keep_copy, write_text
 from utils.version import VERSION
 
 # A resumed run may change these and still be the run it was; any other key would make it another experiment.
@@ -124,20 +124,50 @@ class RunFolder:
         records = [self.metrics, *sorted(self.events.glob("events.out.tfevents.*"))]
         return {str(path.relative_to(self.path)): path.stat().st_size for path in records if path.exists()}
 
-    def cut_back(self, sizes: dict[str, int]) -> None:
-        """Bring the records back to the lengths they had at a checkpoint, so that no step stands there twice.
+    def best_weights(self) -> list[Path]:
+        """The files of the best weights so far, of both networks."""
+        return sorted(self.models.glob("[gd]_cosmo_best*.weights.h5"))
 
-        What a killed process was in the middle of writing goes too.
+    def cut_back(self, checkpoint: Checkpoint | None) -> list[str]:
+        """Bring records and weights back to where they were at a checkpoint, or to nothing.
+
+        So no step stands in the records twice, and no weights are the best of a course that was not taken. What a
+        killed process was in the middle of writing goes too.
+
+        Returns
+        -------
+        list of str
+            Names of best weights that the checkpoint knows of, but whose copies are gone.
         """
         for folder in (self.path, self.models, self.checkpoints):
             for leftover in folder.glob(".partial*"):
                 leftover.unlink()
+        sizes = checkpoint.meta["records"] if checkpoint else {}
         for name, size in self.record_sizes().items():
             if name not in sizes:
                 (self.path / name).unlink()
             elif size > sizes[name]:
                 with open(self.path / name, "rb+") as file:
                     file.truncate(sizes[name])
+        if not checkpoint:
+            return []
+        for path in self.models.glob("[gd]_cosmo*.weights.h5"):
+            if _step_of_weights(path) > checkpoint.meta["step"]:
+                path.unlink()
+        copies = checkpoint.weights()
+        for name, copy in copies.items():
+            if copy.is_file():
+                keep_copy(copy, self.models / name)
+        return [name for name in copies if not (self.models / name).is_file()]
+
+
+def _step_of_weights(path: Path) -> int:
+    """The step that weights are of; -1 where a file does not say, which is then not ours to judge."""
+    try:
+        with h5py.File(path) as file:
+            return int(file.attrs.get("step", -1))
+    except OSError:
+        return -1
 
 
 def load_run_config(run_folder: str | Path) -> Config:
