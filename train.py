@@ -5,8 +5,10 @@ python train.py base 0              a new run in expts/base/run0
 python train.py base 0 --resume     go on with it, or begin it when there is nothing to go on with
 tensorboard --logdir expts          watch it
 
-SIGTERM, SIGUSR1 and Ctrl-C stop after the current step and save everything; a second Ctrl-C stops at once. Exit codes:
-0 done, 2 something you can mend, 3 training diverged, 75 stopped on request, to be resumed.
+On several GPUs of a machine it uses all of them; started once per node, by srun or with TF_CONFIG set, the nodes train
+together. SIGTERM, SIGUSR1 and Ctrl-C stop after the current step (of several processes: within print_batch steps) and
+save everything; a second Ctrl-C stops at once. Exit codes: 0 done, 2 something you can mend, 3 training diverged, 75
+stopped on request, to be resumed.
 """
 
 import argparse
@@ -14,14 +16,17 @@ import json
 import shlex
 import sys
 from datetime import timedelta
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from networks.device import start_tensorflow
+from networks.device import STRATEGIES, start_tensorflow
 from utils.checkpoints import newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
+from utils.cluster import find_cluster
 from utils.config import Config, load_config
+from utils.crew import Crew
 from utils.files import HDF5_OVERHEAD, atomic_path
 from utils.lock import single_writer
 from utils.logs import log, start_log
@@ -30,6 +35,7 @@ from utils.runs import RunFolder, check_weights, find_weights, stamp_weights
 from utils.signals import Stopped, StopRequest, listen
 from utils.slices import SliceSet, open_slices
 from utils.timing import Stopwatch
+from utils.version import VERSION
 
 # Weights are kept after every so many epochs, whatever their scores.
 EPOCHS_BETWEEN_WEIGHTS = 10
@@ -53,19 +59,42 @@ def parse_arguments():
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="auto",
+        help="how to spread a step: single device, mirrored on several of this machine, multiworker; default: auto, by "
+        "what is there",
+    )
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="use N GPUs, or on a CPU N logical devices; default: all GPUs, or one"
+    )
+    arguments = parser.parse_args()
+    if arguments.devices is not None and arguments.devices < 1:
+        parser.error(f"--devices is {arguments.devices}, it must be at least 1")
+    return arguments
 
 
 def main():
-    """Check everything, then train as the only writer of the run's folder."""
+    """Train, alone or with other workers."""
     stop = listen()
     arguments = parse_arguments()
+    cluster = find_cluster() if arguments.strategy in ("auto", "multiworker") else None
+    with Crew(cluster, stop) as crew:
+        check_and_train(arguments, crew, stop)
 
+
+def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
+    """Check everything, then train; of several workers, the first is the only one that writes."""
     # Check configuration, data and folder. Until all of them are in order, nothing is written.
     config = load_config(arguments.config, arguments.tag, arguments.overrides)
     training = open_slices(config.dataname, "train", config.img_dim)
     validation = open_slices(config.dataname, "val", config.img_dim)
     check_slices(config, training, validation)
+    crew.card = {"version": VERSION, "configuration": config.as_dict(), "training slices": describe_slices(training)}
+    if not crew.is_first:
+        follow(arguments, config, training, crew, stop)
+        return
     folder = RunFolder(config.tag, arguments.run)
     folder.check(config, arguments.resume)
     if arguments.init_from and not saved_steps(folder.checkpoints):
@@ -75,7 +104,7 @@ def main():
     folder.path.mkdir(parents=True, exist_ok=True)
     with single_writer(folder.path / "lock"):
         try:
-            train(arguments, config, training, validation, folder, stop)
+            train(arguments, config, training, validation, folder, crew, stop)
         except OSError as error:
             if not is_mendable(error):
                 raise
@@ -85,7 +114,13 @@ def main():
 
 
 def train(
-    arguments, config: Config, training: SliceSet, validation: SliceSet, folder: RunFolder, stop: StopRequest
+    arguments,
+    config: Config,
+    training: SliceSet,
+    validation: SliceSet,
+    folder: RunFolder,
+    crew: Crew,
+    stop: StopRequest,
 ) -> None:
     """Build everything and train: from top to bottom."""
     # 1. Begin the records, or bring them back to where the checkpoint was.
@@ -114,18 +149,18 @@ def train(
     log.info("validation slices: %s", describe_slices(validation))
 
     # 2. Build. TensorFlow takes seconds to import: whoever mistyped a key has heard of it by now.
-    device = start_tensorflow()
-    log.info("computing on %s (%d threads)", device["devices"][0], device["threads"])
-    from networks.gan import GAN
-    from networks.losses import target_power
+    if crew.size > 1:
+        log.info("%s: waiting for %d other workers", crew.cluster.source, crew.size - 1)
+    machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet)
+    log.info("computing on %s", describe_machine(machine.description))
     from utils.monitor import Monitor
     from utils.streaming import BatchStream
 
-    record = run_record(config, {"train": training, "val": validation}, device)
+    record = run_record(config, {"train": training, "val": validation}, machine.description)
     for difference in differences(folder.read_record(), record) if checkpoint else []:
         log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
     log.debug("record\n%s", json.dumps(record, indent=2))
-    gan = GAN(config, total_steps, target_power(config, training))
+    gan = build_gan(config, training, total_steps, machine.strategy)
     for network in (gan.generator, gan.discriminator):
         network.summary(print_fn=log.debug, line_length=100)
         log.info("%s: %s weights", network.name, f"{network.count_params():,}")
@@ -148,22 +183,23 @@ def train(
 
     # 3. Train.
     log.info("training: %d epochs of %d steps, %d steps in all", config.Nepochs, epoch_steps, total_steps)
+    gan.share_state()
     watch, first_step = Stopwatch(), gan.step
-    batches = BatchStream(training, config.batchsize, config.seed, gan.step, total_steps)
+    batches = BatchStream(training, config.batchsize, config.seed, gan.step, total_steps, crew.rank, crew.size)
     bar = tqdm(total=total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
     with batches, bar:
         for densities in batches:
             losses = gan.train_on_densities(densities)
-            step, last = gan.step, gan.step == total_steps
-            stopping = stop.signal_name
+            step = gan.step
+            due = what_is_due(config, step, first_step, epoch_steps, total_steps)
+            stopping = asked_to_stop(gan, crew, stop, due)
             bar.update()
+            if any(due) or stopping:
+                check_finite(gan, folder.checkpoints)
 
-            if step == first_step + 1 or step % config.print_batch == 0:
-                check_finite(gan, folder)
+            if due.log:
                 log.info(progress_line(step, total_steps, epoch_steps, losses, pace(config, watch, step - first_step)))
-
-            if step == 1 or step % config.checkpt_batch == 0 or last:
-                check_finite(gan, folder)
+            if due.checkpoint:
                 timing = pace(config, watch, step - first_step) | {"wait_share": batches.waited / watch.total}
                 with watch.measure("monitor"):
                     evaluation = monitor.checkpoint(step, step / epoch_steps, gan.mean_losses(), gan.sample, timing)
@@ -171,25 +207,88 @@ def train(
                     for name in evaluation.improved:
                         save_weights(gan, folder, f"_{name}", evaluation.scores)
                 log.info(score_line(step, evaluation))
-
-            epoch, rest = divmod(step, epoch_steps)
-            if rest == 0 and epoch % EPOCHS_BETWEEN_WEIGHTS == 0:
-                check_finite(gan, folder)
+            if due.weights:
                 # Epochs count from 0 in the names, as they did in the old suite.
-                save_weights(gan, folder, f"{epoch - 1:04d}")
-            if last:
+                save_weights(gan, folder, f"{step // epoch_steps - 1:04d}")
+            if due.end:
                 save_weights(gan, folder, "_last")
-            if step % config.save_steps == 0 or last or stopping:
-                check_finite(gan, folder)
+            if due.save or stopping:
                 with watch.measure("saving"):
                     save_state(gan, monitor, folder)
-            if stopping and not last:
+            if stopping and not due.end:
                 raise Stopped(f"stopped by {stopping} after step {step}, everything is saved; go on with: {again()}")
 
     # 4. Say where the time went and what to do next.
     shares = watch.shares() | {"waiting for data": batches.waited / watch.total}
     log.info("time: %s in all; of it %s", duration(watch.total), ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     log.info("DONE; score the result with: python analyze_output.py %s %s", config.tag, arguments.run)
+
+
+def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: StopRequest) -> None:
+    """Train as a worker that is not the first: compute its share of every batch, and write nothing."""
+    machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet)
+    from utils.streaming import BatchStream
+
+    print(f"{crew.cluster.name(crew.rank)} of {crew.size} computes its share; the first one writes log and results")
+    epoch_steps = len(training) // config.batchsize
+    total_steps = config.Nepochs * epoch_steps
+    gan = build_gan(config, training, total_steps, machine.strategy)
+    gan.share_state()
+    first_step = gan.step
+    with BatchStream(training, config.batchsize, config.seed, gan.step, total_steps, crew.rank, crew.size) as batches:
+        for densities in batches:
+            gan.train_on_densities(densities)
+            due = what_is_due(config, gan.step, first_step, epoch_steps, total_steps)
+            stopping = asked_to_stop(gan, crew, stop, due)
+            if any(due) or stopping:
+                check_finite(gan, "the first worker's run folder")
+            if stopping and not due.end:
+                raise Stopped(f"stopped by {stopping} after step {gan.step}; the first worker has saved everything")
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    checkpoint: bool
+    weights: bool
+    save: bool
+    end: bool
+
+
+def what_is_due(config: Config, step: int, first_step: int, epoch_steps: int, total_steps: int) -> Due:
+    """All that happens every so many steps; the same for all workers."""
+    end = step == total_steps
+    return Due(
+        log=step == first_step + 1 or step % config.print_batch == 0,
+        checkpoint=step == 1 or step % config.checkpt_batch == 0 or end,
+        weights=step % (EPOCHS_BETWEEN_WEIGHTS * epoch_steps) == 0,
+        save=step % config.save_steps == 0 or end,
+        end=end,
+    )
+
+
+def asked_to_stop(gan, crew: Crew, stop: StopRequest, due: Due) -> str | None:
+    """How somebody has asked to stop, if so. Several workers have to stop after the same step: they ask each other
+    where they wait for the device anyway."""
+    if crew.size == 1:
+        return stop.signal_name
+    if due.log and gan.any_worker(stop.signal_name is not None):
+        return stop.signal_name or "a signal to another worker"
+    return None
+
+
+def build_gan(config: Config, training: SliceSet, total_steps: int, strategy):
+    """Both networks, on the devices of a strategy."""
+    if config.batchsize % strategy.num_replicas_in_sync:
+        raise UserError(
+            f"batchsize = {config.batchsize} cannot be shared equally by {strategy.num_replicas_in_sync} replicas; "
+            f"choose a multiple of their number"
+        )
+    from networks.gan import GAN
+    from networks.losses import target_power
+
+    return GAN(config, total_steps, target_power(config, training), strategy)
 
 
 def again() -> str:
@@ -224,14 +323,22 @@ def describe_slices(slices: SliceSet) -> str:
     )
 
 
-def check_finite(gan, folder: RunFolder) -> None:
+def describe_machine(machine: dict) -> str:
+    """Devices, threads, and how the step is spread, in a few words."""
+    text = f"{machine['devices'][0]} ({machine['threads']} threads)"
+    if machine["replicas"] > 1:
+        text += f", {machine['strategy']}: {machine['replicas']} replicas in {machine['workers']} process(es)"
+    return text
+
+
+def check_finite(gan, where) -> None:
     """Stop a run that has diverged, before anything of it overwrites something good."""
     divergence = gan.first_divergence()
     if divergence:
         step, tensor = divergence
         raise Diverged(
-            f"training diverged: {tensor} was not finite in step {step}; the last good state is in "
-            f"{folder.checkpoints}; go on from it with --resume --set learn_rate=[1e-4,1e-4] or the like"
+            f"training diverged: {tensor} was not finite in step {step}; the last good state is in {where}; "
+            f"go on from it with --resume --set learn_rate=[1e-4,1e-4] or the like"
         )
 
 

@@ -120,7 +120,7 @@ def main():
     parser.add_argument("--steps", type=int, default=5, help="training steps to time")
     arguments = parser.parse_args()
     config = load_config("config.yaml", arguments.tag)
-    print(f"training step of '{config.tag}' on {start_tensorflow()}")
+    print(f"training step of '{config.tag}' on {start_tensorflow().description}")
     from networks.gan import GAN
 
     rate = matrix_product_rate()

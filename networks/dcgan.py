@@ -10,12 +10,11 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from networks.layers import Conv2DTransposeSame, MultiChannelRescaling
+from networks.layers import BatchNormalization, Conv2DTransposeSame, MultiChannelRescaling
 from utils.cli import UserError
 from utils.config import Config
 from utils.runs import check_weights, find_weights, load_run_config
 
-_BATCH_NORM = {"epsilon": 1e-5, "momentum": 0.9}
 _INITIAL_SIGMA = 0.02
 # e^20 a is some 10^9 particles per voxel, far above any universe; beyond it float32 would reach infinity.
 _MAX_LOG_DENSITY = 20.0
@@ -69,7 +68,7 @@ def build_generator(config: Config) -> Generator:
     x = keras.layers.Dense(
         side * side * maps, use_bias=False, kernel_initializer=_normal(next(seeds)), dtype="float32"
     )(z)
-    x = keras.layers.BatchNormalization(**_BATCH_NORM, dtype="float32")(x)
+    x = _batch_norm(config)(x)
     x = keras.layers.ReLU(dtype="float32")(x)
     x = keras.layers.Reshape((side, side, maps), dtype="float32")(x)  # (n, side * side * maps) -> (n, side, side, maps)
     if config.datafmt == "channels_first":
@@ -88,7 +87,7 @@ def build_generator(config: Config) -> Generator:
             name="pre_activation" if last else None,
         )(x)
         if not last:
-            x = keras.layers.BatchNormalization(axis=config.channel_axis, **_BATCH_NORM, dtype="float32")(x)
+            x = _batch_norm(config, axis=config.channel_axis)(x)
             x = keras.layers.ReLU(dtype="float32")(x)
     if config.multichannel:
         images = MultiChannelRescaling(config.datascale, config.channel_axis, dtype="float32")(x)
@@ -131,7 +130,7 @@ def build_discriminator(config: Config) -> keras.Model:
             dtype="float32",
         )(x)
         if normalised:
-            x = keras.layers.BatchNormalization(axis=config.channel_axis, **_BATCH_NORM, dtype="float32")(x)
+            x = _batch_norm(config, axis=config.channel_axis)(x)
         x = keras.layers.LeakyReLU(0.2, dtype="float32")(x)
     # Keras flattens channels_first maps in channels_last order: weights do not depend on the format.
     x = keras.layers.Flatten(data_format=config.datafmt, dtype="float32")(x)  # -> (n, side * side * filters)
@@ -152,9 +151,9 @@ def density_from_pre_activation(u: tf.Tensor, datascale: float, max_log: float =
     return tf.exp(tf.minimum(2.0 * u + math.log(datascale), max_log))
 
 
-def round_stochastically(density: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def round_stochastically(density: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
     """Round up with a probability that leaves the mean: floor(x + uniform noise in [0, 1)); any shape, float32."""
-    return tf.floor(density + tf.random.stateless_uniform(tf.shape(density), seed))
+    return tf.floor(density + uniform)
 
 
 def density_function(generator: Generator) -> tf.types.experimental.PolymorphicFunction:
@@ -175,7 +174,8 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
             return density
         if generator.rounding == "down":
             return tf.floor(density)
-        return round_stochastically(density, tf.random.experimental.stateless_fold_in(seed, 1))
+        own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
+        return round_stochastically(density, tf.random.stateless_uniform(tf.shape(density), own_seed))
 
     return draw
 
@@ -240,6 +240,17 @@ def load_weights(network: keras.Model, path: Path, config: Config) -> None:
         raise UserError(
             f"weights {path} do not fit the configuration of tag '{config.tag}', or are damaged: {str(error)[:300]}"
         ) from None
+
+
+def _batch_norm(config: Config, axis: int = -1) -> BatchNormalization:
+    return BatchNormalization(
+        axis,
+        momentum=0.9,
+        epsilon=1e-5,
+        synchronized=config.sync_batchnorm,
+        twice_differentiable=config.r1_weight > 0,
+        dtype="float32",
+    )
 
 
 def _normal(seed: int) -> keras.initializers.Initializer:

@@ -1,38 +1,151 @@
-"""Starting TensorFlow: quietly, with GPU memory that grows on demand, and with reproducible arithmetic."""
+"""Starting TensorFlow: quietly, with GPU memory that grows on demand, with reproducible arithmetic, on one device,
+on several of this machine, or on those of many."""
 
 import contextlib
+import dataclasses
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from utils.cli import CleanExit, UserError
+from utils.cluster import Cluster
 from utils.logs import log
 
+if TYPE_CHECKING:
+    import tensorflow as tf
 
-def start_tensorflow() -> dict:
+STRATEGIES = ("auto", "single", "mirrored", "multiworker")
+# Once all workers are there, TensorFlow connects them within seconds [s].
+_JOINING = 120
+# Slurm gives no ports away; jobs that share a node should not meet, nor meet those that the system gives to clients.
+_FIRST_PORT, _PORTS = 12_000, 18_000
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to compute on."""
+
+    strategy: "tf.distribute.Strategy"
+    """How TensorFlow spreads a step over it."""
+    description: dict
+    """`kind` (CPU or GPU), `devices` (names of this process's), `strategy`, `workers` and `replicas` (in all), `tf32`,
+    `xla` and `threads`."""
+
+
+def start_tensorflow(
+    choice: str = "single",
+    devices: int | None = None,
+    cluster: Cluster | None = None,
+    meet: Callable[[Cluster], None] = lambda cluster: None,
+) -> Machine:
     """Import TensorFlow and open its devices; the notes that it writes meanwhile go to the log, not to the terminal.
 
-    Returns
-    -------
-    dict
-        What there is to compute on: `kind` (CPU or GPU), `devices` (their names), `tf32`, `xla` and `threads`.
+    Parameters
+    ----------
+    choice : str
+        One of `STRATEGIES`. ``auto``: several workers where there is a cluster, else all GPUs where there is more than
+        one, else a single device.
+    devices : int, optional
+        How many devices this process uses: of its GPUs (default: all) or, where it has none, logical devices that its
+        processor is shared out to (default: 1).
+    cluster : Cluster, optional
+        The workers that train together.
+    meet : callable
+        Given the cluster with its addresses, returns when all workers are there. TensorFlow then connects them.
+
+    Raises
+    ------
+    UserError
+        If the choice needs a cluster and there is none, if there are fewer GPUs than asked for, or if the workers
+        cannot reach each other.
     """
+    if choice == "multiworker" and cluster is None:
+        raise UserError(
+            "--strategy multiworker needs other workers: set TF_CONFIG in every process, or start them with srun"
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _stderr_to_log():
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-        for gpu in gpus:
-            # Otherwise TensorFlow takes all memory at once, and nobody else can use the device.
-            tf.config.experimental.set_memory_growth(gpu, True)
-        if gpus:
-            # CPUs are reproducible by themselves; some GPU kernels have to be told.
-            tf.config.experimental.enable_op_determinism()
+        names = _choose_devices(tf, devices)
+        if choice in ("auto", "multiworker") and cluster:
+            strategy = _join(tf, cluster, meet)
+        elif choice == "mirrored" or (choice == "auto" and len(names) > 1):
+            strategy = tf.distribute.MirroredStrategy(names)
+        else:
+            strategy = tf.distribute.get_strategy()
         tf.config.list_logical_devices()
+    return Machine(strategy, _describe(tf, strategy, cluster))
+
+
+def _choose_devices(tf, devices: int | None) -> list[str]:
+    """Prepare this process's devices, before TensorFlow opens them; gives their names."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus:
+        number = devices or 1
+        if number > 1:
+            share = tf.config.LogicalDeviceConfiguration()
+            tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [share] * number)
+        return [f"CPU:{index}" for index in range(number)]
+    if devices and devices > len(gpus):
+        raise UserError(f"--devices {devices}: there are {len(gpus)} GPUs")
+    gpus = gpus[:devices]
+    tf.config.set_visible_devices(gpus, "GPU")
+    for gpu in gpus:
+        # Otherwise TensorFlow takes all memory at once, and nobody else can use the device.
+        tf.config.experimental.set_memory_growth(gpu, True)
+    # CPUs are reproducible by themselves; some GPU kernels have to be told.
+    tf.config.experimental.enable_op_determinism()
+    return [f"GPU:{index}" for index in range(len(gpus))]
+
+
+def _join(tf, cluster: Cluster, meet) -> "tf.distribute.Strategy":
+    """Connect this worker with the others."""
+    if cluster.source == "Slurm":
+        gpus = len(tf.config.get_visible_devices("GPU"))
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=_FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", 0)) % _PORTS,
+            # Every task sees its own devices only: which those are is Slurm's business. Without GPUs, one per task
+            # stands for the processor.
+            gpus_per_node=max(gpus, 1) * _tasks_per_node(),
+            gpus_per_task=max(gpus, 1),
+            auto_set_gpu=False,
+        )
+        cluster = dataclasses.replace(cluster, addresses=tuple(resolver.cluster_spec().as_dict()["worker"]))
+    else:
+        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    meet(cluster)
+    # Should a worker die in this moment, TensorFlow would wait for it without end, and lets no Python run: not even a
+    # signal handler. The kernel ends the process then.
+    signal.alarm(_JOINING)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(resolver)
+    except tf.errors.OpError as error:
+        raise UserError(f"{cluster.name(cluster.rank)} cannot join the others: {str(error).splitlines()[0]}") from None
+    finally:
+        signal.alarm(0)
+
+
+def _tasks_per_node() -> int:
+    """The largest number of tasks on a node, from Slurm's list such as ``4(x2),3``."""
+    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")
+    return max(int(count.partition("(")[0]) for count in counts)
+
+
+def _describe(tf, strategy, cluster: Cluster | None) -> dict:
+    gpus = tf.config.get_visible_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    kind = type(strategy).__name__.removesuffix("V1")
     return {
         "kind": "GPU" if gpus else "CPU",
         "devices": details or ["CPU"],
+        "strategy": "single" if kind == "_DefaultDistributionStrategy" else kind,
+        "workers": cluster.size if cluster and "MultiWorker" in kind else 1,
+        "replicas": strategy.num_replicas_in_sync,
         # Rounding depends on how many threads share a sum.
         "tf32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
         "xla": tf.config.optimizer.get_jit() or "off",
@@ -53,6 +166,8 @@ def _stderr_to_log() -> Iterator[None]:
         os.dup2(notes.fileno(), 2)
         try:
             yield
+        except CleanExit:
+            raise
         except BaseException:
             notes.seek(0)
             os.write(terminal, notes.read())

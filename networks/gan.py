@@ -17,11 +17,19 @@ from networks.dcgan import (
     round_stochastically,
     with_pre_activation,
 )
-from networks.layers import RESCALE
-from networks.losses import crossentropy, r1_penalty, ring_weights, spectral_loss
+from networks.distribution import (
+    any_worker,
+    local_replicas,
+    mean_over_replicas,
+    own_replica,
+    send_from_first,
+    share_out,
+)
+from networks.images import images_from_s, random_symmetry
+from networks.losses import crossentropy, mean_ring_power, r1_penalty, ring_weights, spectral_loss
 from utils.config import Config
 from utils.runs import find_weights
-from utils.transforms import invtransform, transform
+from utils.transforms import transform
 
 # Densities in the spectral loss are clipped here [particles per voxel]: some 25 times the brightest known pixel.
 _MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
@@ -41,6 +49,9 @@ class GAN:
     target_power : tuple of ndarray, each (N/2,), optional
         Ring power of the training set in s and in density, in the units of `networks.losses.mean_ring_power`; the
         spectral loss needs it.
+    strategy : tf.distribute.Strategy, optional
+        How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
+        of the same batch.
 
     Attributes
     ----------
@@ -56,6 +67,7 @@ class GAN:
         config: Config,
         total_steps: int | None = None,
         target_power: tuple[np.ndarray, np.ndarray] | None = None,
+        strategy: tf.distribute.Strategy | None = None,
     ):
         if config.lr_schedule != "constant" and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
@@ -63,19 +75,25 @@ class GAN:
             raise ValueError(f"spectral_weight = {config.spectral_weight} needs target_power")
         self.config = config
         self.total_steps = total_steps
+        self.strategy = strategy or tf.distribute.get_strategy()
         self.step = 0
-        self.generator = build_generator(config)
-        self.discriminator = build_discriminator(config)
-        self.average_generator = build_generator(config) if config.ema_decay > 0 else None
-        self.generator_optimizer = _adam(config.learn_rate[0], config, self.generator)
-        self.discriminator_optimizer = _adam(config.learn_rate[1], config, self.discriminator)
-        self._generator_with_u = with_pre_activation(self.generator)
-        self._density_function = density_function(self.sampling_generator)
         if config.spectral_weight > 0:
             self._target_power = [tf.constant(power, tf.float32) for power in target_power]
             self._ring_weights = tf.constant(ring_weights(config.img_dim))
         self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
         self.loss_names += ("r1_penalty",) * (config.r1_weight > 0) + ("spectral_loss",) * (config.spectral_weight > 0)
+        with self.strategy.scope():
+            self._create_variables()
+        self._generator_with_u = with_pre_activation(self.generator)
+        self._density_function = density_function(self.sampling_generator)
+
+    def _create_variables(self):
+        config = self.config
+        self.generator = build_generator(config)
+        self.discriminator = build_discriminator(config)
+        self.average_generator = build_generator(config) if config.ema_decay > 0 else None
+        self.generator_optimizer = _adam(config.learn_rate[0], config, self.generator)
+        self.discriminator_optimizer = _adam(config.learn_rate[1], config, self.discriminator)
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
@@ -91,7 +109,7 @@ class GAN:
         Parameters
         ----------
         real : array, (n, N, N, 1), float32
-            Training slices, transformed: s in [-1, 1).
+            Training slices, transformed: s in [-1, 1). Of several workers, each gives its own share of the batch.
         z : array, (n, noise_vect_len), float32
         flips : array, (n,), bool
             Where true, the sample's real and fake label are both flipped.
@@ -103,8 +121,9 @@ class GAN:
             predicted probability of being real), and the penalties that are switched on.
         """
         step, with_r1 = self._advance()
-        real, z = tf.cast(real, tf.float32), tf.cast(z, tf.float32)
-        return self._compiled_update(real, z, tf.reshape(tf.cast(flips, tf.float32), [-1, 1]), step, with_r1)
+        flips = tf.reshape(tf.cast(flips, tf.float32), [-1, 1])
+        batch = (tf.cast(real, tf.float32), tf.cast(z, tf.float32), flips)
+        return self._compiled_update(*(share_out(values, self.strategy) for values in batch), step, with_r1)
 
     def train_on_densities(self, densities) -> dict[str, tf.Tensor]:
         """One full step on raw slices; noise, label flips and augmentation follow from the seed and the step.
@@ -112,7 +131,7 @@ class GAN:
         Parameters
         ----------
         densities : array, (n, N, N), int or float
-            Particles per voxel.
+            Particles per voxel. Of several workers, each gives its own share of the batch.
 
         Returns
         -------
@@ -120,7 +139,7 @@ class GAN:
             As `train_step` returns it. Reading a value waits for the device.
         """
         step, with_r1 = self._advance()
-        return self._compiled_step(tf.convert_to_tensor(densities), step, with_r1)
+        return self._compiled_step(share_out(tf.convert_to_tensor(densities), self.strategy), step, with_r1)
 
     @property
     def sampling_generator(self):
@@ -188,6 +207,23 @@ class GAN:
             variable.assign(arrays[name])
         self.step = step
 
+    def share_state(self) -> None:
+        """Take up the state and the step of the first worker; all workers call it, alone it changes nothing."""
+        if self.strategy.num_replicas_in_sync == local_replicas(self.strategy):
+            return
+        variables = list(self.state().values())
+        dtypes = [variable.numpy().dtype for variable in variables]
+        # Whole numbers, the step among them, are far below the 2^24 from which on float32 would round them.
+        own = [variable.numpy().astype(np.float32) for variable in variables]
+        *arrays, step = send_from_first([*own, np.float32(self.step)], self.strategy)
+        for variable, array, dtype in zip(variables, arrays, dtypes, strict=True):
+            variable.assign(array.astype(dtype))
+        self.step = int(step)
+
+    def any_worker(self, flag: bool) -> bool:
+        """Whether the flag is set on any worker; all of them have to ask after the same step."""
+        return any_worker(flag, self.strategy)
+
     # ------------------------------------------------------------------------------------------------- inside a step
 
     def _advance(self) -> tuple[tf.Tensor, bool]:
@@ -198,57 +234,100 @@ class GAN:
 
     @tf.function(reduce_retracing=True, autograph=False)
     def _compiled_step(self, densities, step, with_r1):
-        n = tf.shape(densities)[0]
-        z = tf.random.stateless_normal((n, self.config.noise_vect_len), self._stream(_NOISE, step))
-        flips = tf.random.stateless_uniform((n, 1), self._stream(_FLIPS, step)) < self.config.label_flip
-        densities = tf.cast(densities, tf.float32)
-        if self.config.dequantise:
-            # Pixels are counts; without the noise, being an integer would tell a real pixel from a generated one.
-            densities += tf.random.stateless_uniform(tf.shape(densities), self._stream(_DEQUANTISATION, step))
-        real = transform(densities[..., None], self.config.datascale)  # (n, N, N) -> (n, N, N, 1)
-        if self.config.augment:
-            real = random_symmetry(real, self._stream(_AUGMENTATION, step))
-        return self._update(real, z, tf.cast(flips, tf.float32), step, with_r1)
+        return self._on_all_replicas(self._draw_and_update, (densities,), step, with_r1)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def _compiled_update(self, real, z, flips, step, with_r1):
-        return self._update(real, z, flips, step, with_r1)
+        return self._on_all_replicas(self._update, (real, z, flips), step, with_r1)
 
-    def _update(self, real, z, flips, step, with_r1):
-        """The step itself. The generator runs forward once; its fakes serve all updates."""
+    def _on_all_replicas(self, update, batch, step, with_r1) -> dict[str, tf.Tensor]:
+        """Run an update on every replica's share of the batch, and then what is done once for all."""
         self._set_learning_rates(step)
-        real_images = images_from_s(real, self.config)
-        with tf.GradientTape() as tape:
-            fake_images, u = self._generator_with_u(z, training=True)
-            if self.config.count_noise:
-                fake_images = self._count_images(u, step)
-            with tape.stop_recording():
-                losses = self._update_discriminator(real_images, fake_images, flips, with_r1)
-            # The discriminator sees batch statistics here too, but its moving statistics, which a stateless call
-            # returns instead of storing, must not move for the generator's update.
-            logits, _ = self.discriminator.stateless_call(
-                self.discriminator.trainable_variables,
-                self.discriminator.non_trainable_variables,
-                fake_images,
-                training=True,
-            )
-            losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
-            if self.config.spectral_weight > 0:
-                losses["spectral_loss"] = self._spectral_loss(u)
-                total += self.config.spectral_weight * losses["spectral_loss"]
-        gradients = tape.gradient(total, self.generator.trainable_variables)
-        self.generator_optimizer.apply(gradients, self.generator.trainable_variables)
+        results = self.strategy.run(update, args=(*batch, step, with_r1))
+        losses, statistics = tf.nest.map_structure(lambda value: own_replica(value, self.strategy), results)
+        for network, values in zip((self.generator, self.discriminator), statistics, strict=True):
+            for variable, value in zip(network.non_trainable_variables, values, strict=True):
+                variable.assign(value)
         self._update_average(step)
         self._add_losses(losses)
         self._note_divergence(step, losses)
         return losses
 
-    def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> dict[str, tf.Tensor]:
-        """`DG_update_ratio` updates, on the real and on the fake batch in turn; gives the means of their losses."""
-        rounds = []
+    # ------------------------------------------------------------------------------------------------ on one replica
+
+    def _draw_and_update(self, densities, step, with_r1):
+        """Transform a share of the batch, draw what is random in the step, and update."""
+        n = tf.shape(densities)[0]
+        z = self._draw(tf.random.stateless_normal, (n, self.config.noise_vect_len), _NOISE, step)
+        flips = self._draw(tf.random.stateless_uniform, (n, 1), _FLIPS, step) < self.config.label_flip
+        densities = tf.cast(densities, tf.float32)
+        if self.config.dequantise:
+            # Pixels are counts; without the noise, being an integer would tell a real pixel from a generated one.
+            densities += self._draw(tf.random.stateless_uniform, tf.shape(densities), _DEQUANTISATION, step)
+        real = transform(densities[..., None], self.config.datascale)  # (n, N, N) -> (n, N, N, 1)
+        if self.config.augment:
+            coins = self._draw(tf.random.stateless_uniform, (n, 3), _AUGMENTATION, step) < 0.5
+            real = random_symmetry(real, coins)
+        return self._update(real, z, tf.cast(flips, tf.float32), step, with_r1)
+
+    def _draw(self, distribution, shape, purpose: int, step):
+        """Random numbers for this replica's samples, (n, ...): its share of those of the whole batch.
+
+        Every replica draws them all, so that a sample's do not depend on how many replicas there are.
+        """
+        seed = tf.random.experimental.stateless_fold_in(tf.constant((self.config.seed, purpose), tf.int64), step)
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas == 1:
+            return distribution(shape, seed)
+        n, *rest = tf.unstack(shape) if tf.is_tensor(shape) else shape
+        first = tf.distribute.get_replica_context().replica_id_in_sync_group * n
+        return distribution((n * replicas, *rest), seed)[first : first + n]
+
+    def _update(self, real, z, flips, step, with_r1) -> tuple[dict[str, tf.Tensor], tuple[list, list]]:
+        """The step itself. The generator runs forward once; its fakes serve all updates.
+
+        Moving batch statistics are handed on as values, since replicas that see different samples cannot assign
+        different ones to the same variable.
+
+        Returns
+        -------
+        dict of str to tensor, (list of tensor, list of tensor)
+            Losses, and the new moving statistics of generator and discriminator, all averaged over the replicas.
+        """
+        real_images = images_from_s(real, self.config)
+        generator = self._generator_with_u
+        with tf.GradientTape() as tape:
+            (fake_images, u), generator_statistics = generator.stateless_call(
+                generator.trainable_variables, generator.non_trainable_variables, z, training=True
+            )
+            if self.config.count_noise:
+                fake_images = self._count_images(u, step)
+            with tape.stop_recording():
+                losses, statistics = self._update_discriminator(real_images, fake_images, flips, with_r1)
+            # The discriminator sees batch statistics here too, but its moving statistics must not move.
+            logits, _ = self._discriminate(fake_images, statistics)
+            losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
+            if self.config.spectral_weight > 0:
+                losses["spectral_loss"] = self._spectral_loss(u)
+                total += self.config.spectral_weight * losses["spectral_loss"]
+        self._apply(self.generator_optimizer, tape.gradient(total, self.generator.trainable_variables))
+        names = list(losses)
+        means, generator_statistics, statistics = mean_over_replicas(
+            ([losses[name] for name in names], generator_statistics, statistics)
+        )
+        return dict(zip(names, means, strict=True)), (generator_statistics, statistics)
+
+    def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], list]:
+        """`DG_update_ratio` updates, on the real and on the fake batch in turn.
+
+        Returns the means of their losses, and the moving statistics.
+        """
+        rounds, statistics = [], self.discriminator.non_trainable_variables
         for _ in range(self.config.DG_update_ratio // 2):
-            real_loss, real_prob, penalty = self._fit_labels(real_images, 1.0 - flips, with_r1)
-            fake_loss, fake_prob, _ = self._fit_labels(fake_images, flips, with_r1=False)
+            (real_loss, real_prob, penalty), statistics = self._fit_labels(
+                real_images, 1.0 - flips, statistics, with_r1
+            )
+            (fake_loss, fake_prob, _), statistics = self._fit_labels(fake_images, flips, statistics, with_r1=False)
             d_loss = 0.5 * (real_loss + fake_loss)
             rounds.append((d_loss, real_loss, fake_loss, real_prob, fake_prob, penalty))
         means = [tf.reduce_mean(tf.stack(values)) for values in zip(*rounds, strict=True)]
@@ -256,29 +335,34 @@ class GAN:
         losses = dict(zip(names, means, strict=True))
         if not with_r1:
             del losses["r1_penalty"]
-        return losses
+        return losses, statistics
 
-    def _fit_labels(self, images, labels, with_r1) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """One discriminator update; gives the loss, the mean probability of being real, and the R1 penalty."""
+    def _fit_labels(self, images, labels, statistics, with_r1) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], list]:
+        """One discriminator update.
+
+        Returns the loss, the mean probability of being real, and the R1 penalty; and the moving statistics.
+        """
         with tf.GradientTape() as tape:
-            logits = self.discriminator(images, training=True)
+            logits, new_statistics = self._discriminate(images, statistics)
             total = loss = crossentropy(labels, logits)
             penalty = tf.zeros(())
             if with_r1:
-                penalty = r1_penalty(self._discriminator_without_update, images)
+                penalty = r1_penalty(lambda images: self._discriminate(images, statistics)[0], images)
                 # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
                 total += self.config.r1_weight * self.config.r1_interval * penalty
-        gradients = tape.gradient(total, self.discriminator.trainable_variables)
-        self.discriminator_optimizer.apply(gradients, self.discriminator.trainable_variables)
-        return loss, tf.reduce_mean(tf.sigmoid(logits)), penalty
+        self._apply(self.discriminator_optimizer, tape.gradient(total, self.discriminator.trainable_variables))
+        return (loss, tf.reduce_mean(tf.sigmoid(logits)), penalty), new_statistics
 
-    def _discriminator_without_update(self, images):
-        """Logits on batch statistics; the moving statistics stay."""
-        discriminator = self.discriminator
-        logits, _ = discriminator.stateless_call(
-            discriminator.trainable_variables, discriminator.non_trainable_variables, images, training=True
+    def _discriminate(self, images, statistics) -> tuple[tf.Tensor, list]:
+        """Logits on batch statistics, and the moving statistics, moved on."""
+        return self.discriminator.stateless_call(
+            self.discriminator.trainable_variables, statistics, images, training=True
         )
-        return logits
+
+    def _apply(self, optimizer, gradients) -> None:
+        """Update the weights that an optimiser was built for. Keras sums gradients over replicas; losses are means."""
+        replicas = self.strategy.num_replicas_in_sync
+        optimizer.apply(gradients if replicas == 1 else [gradient / replicas for gradient in gradients])
 
     def _count_images(self, u, step):
         """Images of the generated densities after rounding to whole particles, with a straight-through gradient.
@@ -287,15 +371,17 @@ class GAN:
         (Bengio, Leonard & Courville 2013, arXiv:1308.3432).
         """
         density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
-        counts = round_stochastically(density, self._stream(_ROUNDING, step))
-        counts = density + tf.stop_gradient(counts - density)
+        noise = self._draw(tf.random.stateless_uniform, tf.shape(density), _ROUNDING, step)
+        counts = density + tf.stop_gradient(round_stochastically(density, noise) - density)
         return images_from_s(transform(counts[..., None], self.config.datascale), self.config)
 
     def _spectral_loss(self, u):
-        """Mean of the spectral losses in s and in density."""
+        """Mean of the spectral losses in s and in density, of the whole batch."""
         density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
-        terms = zip((tf.tanh(u), density), self._target_power, strict=True)
-        return 0.5 * tf.add_n([spectral_loss(fields, target, self._ring_weights) for fields, target in terms])
+        powers = mean_over_replicas([mean_ring_power(fields, self._ring_weights) for fields in (tf.tanh(u), density)])
+        return 0.5 * tf.add_n([spectral_loss(*pair) for pair in zip(powers, self._target_power, strict=True)])
+
+    # ------------------------------------------------------------------------------------------- once, on all replicas
 
     def _set_learning_rates(self, step):
         """Follow the schedule: constant, or half a cosine from the full rate at step 0 to zero at the last step."""
@@ -314,7 +400,9 @@ class GAN:
         warm_up = (1.0 + tf.cast(step, tf.float32)) / (10.0 + tf.cast(step, tf.float32))
         decay = tf.minimum(self.config.ema_decay, warm_up)
         for average, weight in zip(self.average_generator.weights, self.generator.weights, strict=True):
-            average.assign(decay * average + (1.0 - decay) * weight)
+            self.strategy.extended.update(
+                average.value, lambda own, new: own.assign(decay * own + (1.0 - decay) * new), args=(weight.value,)
+            )
 
     def _add_losses(self, losses):
         self._loss_sums.assign_add(tf.stack([losses.get(name, tf.zeros(())) for name in self.loss_names]))
@@ -334,50 +422,6 @@ class GAN:
         first = tf.logical_and(self._first_bad_step < 0, tf.logical_not(tf.reduce_all(good)))
         self._first_bad_step.assign(tf.where(first, step, self._first_bad_step))
         self._first_bad_tensor.assign(tf.where(first, tf.argmin(tf.cast(good, tf.int32)), self._first_bad_tensor))
-
-    def _stream(self, purpose: int, step):
-        """The seed of one purpose's random numbers in one step: a function of (seed, purpose, step) alone."""
-        return tf.random.experimental.stateless_fold_in(tf.constant((self.config.seed, purpose), tf.int64), step)
-
-
-def images_from_s(s: tf.Tensor, config: Config) -> tf.Tensor:
-    """Real slices as the discriminator sees them, like the generator's images.
-
-    Parameters
-    ----------
-    s : tensor, (n, N, N, 1), float32
-        Transformed densities in [-1, 1).
-    config : Config
-
-    Returns
-    -------
-    tensor, (n, channels, N, N) or (n, N, N, channels), float32
-        With `multichannel`, the second channel is tanh(x/1000) of the same density x.
-    """
-    images = s
-    if config.multichannel:
-        images = tf.concat([s, tf.tanh(invtransform(s, config.datascale) / RESCALE)], axis=-1)
-    if config.datafmt == "channels_first":
-        images = tf.transpose(images, (0, 3, 1, 2))
-    return images
-
-
-def random_symmetry(s: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Give each slice one of the eight symmetries of the square at random: the universe has no preferred direction.
-
-    Parameters
-    ----------
-    s : tensor, (n, N, N, 1)
-    seed : tensor, (2,), int
-
-    Returns
-    -------
-    tensor, (n, N, N, 1)
-    """
-    coins = tf.random.stateless_uniform((3, tf.shape(s)[0], 1, 1, 1), seed) < 0.5
-    s = tf.where(coins[0], tf.reverse(s, [1]), s)
-    s = tf.where(coins[1], tf.reverse(s, [2]), s)
-    return tf.where(coins[2], tf.transpose(s, (0, 2, 1, 3)), s)
 
 
 def first_moments(optimizer: keras.optimizers.Adam) -> list[keras.Variable]:

@@ -86,6 +86,42 @@ class Conv2DTransposeSame(keras.layers.Layer):
         }
 
 
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' batch norm, whose batch statistics can be those of all replicas, and can be differentiated twice.
+
+    Parameters
+    ----------
+    synchronized : bool
+        Mean and variance of the whole batch, of which every replica has an equal share. (Keras' own way, E[x²] − E[x]²,
+        loses digits where the mean is large.)
+    twice_differentiable : bool
+        Keras takes the mean inside the variance for a constant. The first derivative is right nevertheless, since the
+        variance is stationary in it, and cheaper; the second, which a gradient penalty needs, is not.
+    **kwargs
+        As in Keras.
+    """
+
+    def __init__(self, *args, twice_differentiable=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.twice_differentiable = twice_differentiable
+
+    def _moments(self, inputs, mask):
+        mean = self._mean_over_replicas(tf.reduce_mean(inputs, self._reduction_axes, keepdims=True))
+        centre = mean if self.twice_differentiable else tf.stop_gradient(mean)
+        squares = tf.math.squared_difference(inputs, centre)
+        variance = self._mean_over_replicas(tf.reduce_mean(squares, self._reduction_axes, keepdims=True))
+        return tf.squeeze(mean, self._reduction_axes), tf.squeeze(variance, self._reduction_axes)
+
+    def _mean_over_replicas(self, value):
+        context = tf.distribute.get_replica_context()
+        if not self.synchronized or context is None or context.num_replicas_in_sync == 1:
+            return value
+        return context.all_reduce(tf.distribute.ReduceOp.MEAN, value)
+
+    def get_config(self):
+        return super().get_config() | {"twice_differentiable": self.twice_differentiable}
+
+
 class MultiChannelRescaling(keras.layers.Layer):
     """The image channels from the generator's last pre-activation u: s = tanh(u), and tanh(x/1000).
 

@@ -93,7 +93,7 @@ def mean_ring_power(fields: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.linalg.matvec(weights, tf.reshape(power, [-1]), transpose_a=True)
 
 
-def spectral_loss(fields: tf.Tensor, target: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Mean over rings of the squared logarithm of batch-mean power over target power.
 
     The mean over the batch comes before the logarithm: the mean of log P would describe typical slices and let the
@@ -101,17 +101,16 @@ def spectral_loss(fields: tf.Tensor, target: tf.Tensor, weights: tf.Tensor) -> t
 
     Parameters
     ----------
-    fields : tensor, (n, N, N), float32
+    power : tensor, (N/2,), float32
+        From `mean_ring_power`, averaged over the whole batch.
     target : tensor, (N/2,), float32
-        The training set's power, in the units of `mean_ring_power`.
-    weights : tensor
-        From `ring_weights`.
+        The training set's power, in the same units.
 
     Returns
     -------
     tensor, scalar
     """
-    return tf.reduce_mean(tf.square(tf.math.log(mean_ring_power(fields, weights) / target)))
+    return tf.reduce_mean(tf.square(tf.math.log(power / target)))
 
 
 def target_power(config: Config, training: SliceSet) -> tuple[np.ndarray, np.ndarray] | None:

@@ -56,6 +56,7 @@ class Config:
     adam_betas: tuple[float, float] = _key("Adam's decay rates of the two moments", (0.5, 0.999))
     lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to zero)", "constant")
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
+    sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
     r1_interval: int = _key("steps between R1 penalties, each then weighted by the interval", 1)
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)

@@ -49,6 +49,8 @@ class BatchStream:
     batchsize, seed : int
     first_step, total_steps : int
         Where to begin, and where to end.
+    rank, workers : int
+        Of how many workers this is which one: it reads its share of every batch.
 
     Attributes
     ----------
@@ -56,17 +58,28 @@ class BatchStream:
         Seconds the consumer has waited for data so far.
     """
 
-    def __init__(self, slices: SliceSet, batchsize: int, seed: int, first_step: int, total_steps: int):
+    def __init__(
+        self,
+        slices: SliceSet,
+        batchsize: int,
+        seed: int,
+        first_step: int,
+        total_steps: int,
+        rank: int = 0,
+        workers: int = 1,
+    ):
         self.waited = 0.0
         self._slices = slices
-        self._rows = (rows_of_step(step, len(slices), batchsize, seed) for step in range(first_step, total_steps))
+        own = slice(rank * batchsize // workers, (rank + 1) * batchsize // workers)
+        steps = range(first_step, total_steps)
+        self._rows = (rows_of_step(step, len(slices), batchsize, seed)[own] for step in steps)
         self._batches = queue.Queue(_READ_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, name="slice reader", daemon=True)
         self._thread.start()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield batches (batchsize, N, N) in the stored dtype; an error while reading is raised here."""
+        """Yield batches (batchsize / workers, N, N) in the stored dtype; an error while reading is raised here."""
         while True:
             start = time.perf_counter()
             batch = self._batches.get()

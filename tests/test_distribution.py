@@ -1,0 +1,91 @@
+"""Training on several devices: the same as on one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.conftest import OLD_KEYS, ROOT, run_script
+from utils.cli import UserError
+from utils.cluster import find_cluster
+
+# Everything that mixes samples of a batch, or draws random numbers for them.
+OPTIONS = {
+    "augment": True,
+    "count_noise": True,
+    "spectral_weight": 0.1,
+    "r1_weight": 0.5,
+    "r1_interval": 2,
+    "ema_decay": 0.9,
+    "datafmt": "channels_last",
+}
+
+# Logical devices have to be made before TensorFlow starts: in a process of its own.
+SCRIPT = f"""
+import json, sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from networks.device import start_tensorflow
+from utils.config import Config
+
+config, devices = json.loads(sys.argv[1]), int(sys.argv[2])
+machine = start_tensorflow("mirrored" if devices > 1 else "single", devices=devices)
+from networks.gan import GAN
+
+power = np.full(4, 30.0), np.full(4, 300.0)
+gan = GAN(Config(**config), total_steps=50, target_power=power, strategy=machine.strategy)
+rng = np.random.default_rng(1)
+losses = []
+for step in range(50):
+    densities = rng.poisson(rng.lognormal(-0.5, 1.0, (12, 8, 8))).astype(np.int16)
+    losses.append({{name: float(loss) for name, loss in gan.train_on_densities(densities).items()}})
+np.savez(sys.argv[3], **{{name: variable.numpy() for name, variable in gan.state().items()}})
+print(json.dumps([machine.description["replicas"], losses]))
+"""
+
+
+def train(devices, folder, **options):
+    """50 steps; gives the losses of every step, and the state at the end."""
+    path = folder / f"state{devices}.npz"
+    keys = json.dumps({"tag": "tiny"} | OLD_KEYS | OPTIONS | {"batchsize": 12} | options)
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    process = run_script(script, keys, devices, path, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    replicas, losses = json.loads(process.stdout.splitlines()[-1])
+    assert replicas == devices
+    with np.load(path) as file:
+        return losses, dict(file)
+
+
+def test_two_devices_train_as_one_with_synchronised_batch_norm(tmp_path):
+    (losses, state), (own_losses, own_state) = (train(n, tmp_path, sync_batchnorm=True) for n in (1, 2))
+    for one, other in zip(losses, own_losses, strict=True):
+        assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
+    for name, array in state.items():
+        np.testing.assert_allclose(own_state[name], array, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_clusters_are_found_in_the_environment():
+    alone = json.dumps({"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}})
+    assert find_cluster({}) is None
+    assert find_cluster({"TF_CONFIG": alone}) is None
+    jobs = {"chief": ["a:1"], "worker": ["b:1", "c:1"]}
+    found = find_cluster({"TF_CONFIG": json.dumps({"cluster": jobs, "task": {"type": "worker", "index": 1}})})
+    assert (found.size, found.rank, found.addresses) == (3, 2, ("a:1", "b:1", "c:1"))
+    slurm = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_STEP_NODELIST": "n[1-4]"}
+    assert (find_cluster(slurm).size, find_cluster(slurm).rank) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("{", "cannot be understood"),
+        ('{"cluster": {"ps": ["a:1"]}, "task": {"type": "ps", "index": 0}}', "only chief and worker"),
+        ('{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "none of its cluster's 2"),
+        ('{"cluster": {"worker": ["a:1", "a:1"]}, "task": {"type": "worker", "index": 1}}', "must be different"),
+    ],
+)
+def test_what_is_no_cluster_is_refused(text, word):
+    with pytest.raises(UserError, match=word):
+        find_cluster({"TF_CONFIG": text})
