@@ -89,10 +89,11 @@ def draw_splits(number: int, shares: dict[str, float], seed: int, given: Sequenc
     The split of a universe follows from those before it and the seed. So adding universes never moves one that has its
     split already, and adding them in turn gives what adding them at once gives.
 
-    First every split gets a universe. From then on one is drawn among those that have less than their share, the more
-    likely the more it lacks; a split that lacks a whole universe is not made to wait. Three splits (or fewer) are then
-    always within one universe of their shares, once each has been due its first: a drawn split gets less than one
-    too many, and a split in wait never lacks a whole one, since two that do would need a third with one too many.
+    First every split gets a universe. From then on one is drawn among those that have less than their share, so that a
+    split's next universe may be any of the 1/share in which it is due, about equally likely: universes often come in an
+    order, such as ten realisations of each cosmology. But a split that lacks a whole universe is not made to wait. So
+    three splits (or fewer) stay within one universe of their shares, once each has been due its first: a split that is
+    drawn gets less than one too many, and of two that lack a whole one, the third would have one too many.
 
     Returns
     -------
@@ -105,7 +106,8 @@ def draw_splits(number: int, shares: dict[str, float], seed: int, given: Sequenc
         lacking = {split: share * (index + 1) - counts[split] for split, share in shares.items()}
         without = {split: 1.0 for split, count in counts.items() if count == 0}
         most = max(lacking, key=lacking.get)
-        weights = without or ({most: 1.0} if lacking[most] >= 1 else {s: x for s, x in lacking.items() if x > 0})
+        drawable = {s: shares[s] / (1 + shares[s] - x) for s, x in lacking.items() if x > 0}
+        weights = without or ({most: 1.0} if lacking[most] >= 1 else drawable)
         splits.append(_draw(weights, random.Random(f"{seed} {index}").random()))
         counts[splits[-1]] += 1
     return splits
