@@ -240,7 +240,10 @@ def join_all(job: Job, found: list[Found], shards: ShardFolder) -> dict[str, Joi
     unused = shards.all() - {shard.path for shard in ordered}
     if unused:
         size = sum(path.stat().st_size for path in unused)
-        print(f"{len(unused)} file(s) in {shards.root} ({size / 1e9:.3g} GB) belong to other options: delete at will")
+        print(
+            f"{len(unused)} file(s) in {shards.root} ({size / 1e9:.3g} GB) are not part of this data set: of other options, "
+            "or of universes that have changed or gone; delete them if they are of no use"
+        )
     return joined
 
 

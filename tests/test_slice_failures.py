@@ -1,5 +1,6 @@
 """Slicing what is damaged or does not fit, interruptions, a full disk: one line each, and nothing half done."""
 
+import os
 import resource
 import shutil
 import signal
@@ -200,6 +201,23 @@ def test_an_interrupted_run_replaces_nothing_and_is_continued(tmp_path, number, 
     (tmp_path / "in/slow.hdf5").unlink()
     assert len(slice_them(tmp_path, "--img-dim", 8, "--stride", 1)["train"]["file"]) == 2
     assert shards.items() <= {path: path.stat().st_ino for path in shard_paths(tmp_path)}.items()
+
+
+def test_a_process_that_is_killed_ends_the_run(tmp_path):
+    write_universes(tmp_path / "in", 3)
+    write_slow_universe(tmp_path / "in/slow.hdf5")
+    options = ["in", "--img-dim", "8", "--stride", "1", "--out", "raw", "--jobs", "2"]
+    with subprocess.Popen([sys.executable, ROOT / SCRIPT, *options], cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        while not is_being_written(tmp_path) and process.poll() is None:
+            time.sleep(0.01)
+        writer = next(tmp_path.rglob(".partial*slow*")).name.removeprefix(".partial").partition("-")[0]
+        assert int(writer) != process.pid
+        os.kill(int(writer), signal.SIGKILL)
+        errors = process.communicate()[1].decode()
+    assert process.returncode == 2
+    assert errors.splitlines() == ["slice_universes.py: error: " + errors.partition("error: ")[2].strip()]
+    assert "--jobs" in errors
+    assert joined_bytes(tmp_path) == {}
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path):

@@ -118,7 +118,7 @@ class ShardRows:
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         most = _MOST_OPEN if most == resource.RLIM_INFINITY else min(_MOST_OPEN, int(most * _SHARE_OF_DESCRIPTORS))
         # Threads may share it. What leaves the cache is closed as soon as nobody reads from it any more.
-        self._open: Callable[[Path], _Shard] | None = functools.lru_cache(max(1, most))(_Shard)
+        self._open: Callable[[int], _Shard] | None = functools.lru_cache(max(1, most))(lambda i: _Shard(table.file[i]))
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Slices of these rows, (len(indices), dim, dim)."""
@@ -128,13 +128,13 @@ class ShardRows:
         universe = self._universe[indices]
         places = self._table.offset[universe] + (indices - self._first_row[universe]) * self._slice_bytes[universe]
         for number, place, image in zip(universe.tolist(), places.tolist(), images, strict=True):
-            file, dtype = self._table.file[number], self._table.dtype[number]
+            dtype = self._table.dtype[number]
             try:
-                shard = self._open(file)
+                shard = self._open(number)
             except FileNotFoundError as error:
-                raise _unusable(self._path, file, "is no longer there") from error
+                raise _unusable(self._path, self._table.file[number], "is no longer there") from error
             stored = image if dtype == self._dtype else np.empty(image.shape, dtype)
-            _read_into(stored, shard.descriptor, place, file)
+            _read_into(stored, shard.descriptor, place, self._table.file[number])
             if stored is not image:
                 image[...] = stored
         return images
