@@ -241,8 +241,8 @@ def join_all(job: Job, found: list[Found], shards: ShardFolder) -> dict[str, Joi
     if unused:
         size = sum(path.stat().st_size for path in unused)
         print(
-            f"{len(unused)} file(s) in {shards.root} ({size / 1e9:.3g} GB) are not part of this data set: of other options, "
-            "or of universes that have changed or gone; delete them if they are of no use"
+            f"{len(unused)} file(s) in {shards.root} ({size / 1e9:.3g} GB) do not belong to this data set but to "
+            "other options, or to universes as they were; delete them if they are of no use"
         )
     return joined
 
