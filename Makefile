@@ -65,7 +65,7 @@ data/raw_train.h5: | $(DEMO_UNIVERSES)/.simulated $(VENV)/.installed
 	@$(RUN) data/slice_universes.py $(DEMO_UNIVERSES) $(DEMO_SLICING)
 
 clean-demo:
-	rm -rf expts/demo/run0 data/demo_*.h5
+	rm -rf expts/demo/run0 data/demo_*.h5 data/demo_shards
 
 # ------------------------------------------------------------------------------------------------------- checks
 

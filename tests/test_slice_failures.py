@@ -1,6 +1,8 @@
 """Slicing what is damaged or does not fit, interruptions, a full disk: one line each, and nothing half done."""
 
+import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +17,9 @@ from tests.universe_files import (
     GRID,
     SCRIPT,
     SMALL,
+    joined_bytes,
     outputs,
+    shard_paths,
     slice_them,
     voxels,
     write_universe,
@@ -98,12 +102,17 @@ def test_a_damaged_file_is_named_and_nothing_is_left(tmp_path, kind):
     damage(tmp_path / "in" / name, kind)
     process = run_script(SCRIPT, "in", *SMALL, "--out", "raw", cwd=tmp_path)
     assert_refused(process, name, KINDS[kind])
-    assert outputs(tmp_path) == []
+    # Sound universes may be sliced by then, which need not be done again.
+    assert outputs(tmp_path) in ([], ["raw_shards"])
+    assert all("universe_" in path.name for path in shard_paths(tmp_path))
+    assert not list(tmp_path.rglob(".partial*"))
 
 
 def test_damaged_files_are_skipped_when_asked_as_if_they_were_not_there(tmp_path):
     write_universes(tmp_path / "in", 5)
-    clean = slice_them(tmp_path, *SMALL, out="clean")
+    slice_them(tmp_path, *SMALL)
+    clean = joined_bytes(tmp_path)
+    shutil.rmtree(tmp_path / "raw_shards")
     for kind in KINDS:
         damage(tmp_path / f"in/deep/{kind}.hdf5", kind)
     process = run_script(SCRIPT, "in", *SMALL, "--out", "raw", "--skip-damaged", cwd=tmp_path)
@@ -112,8 +121,7 @@ def test_damaged_files_are_skipped_when_asked_as_if_they_were_not_there(tmp_path
     assert len(warnings) == len(KINDS)
     for kind in KINDS:
         assert sum(f"/{kind}.hdf5: " in line and "skipped" in line for line in warnings) == 1
-    for split in clean:
-        assert (tmp_path / f"raw_{split}.h5").read_bytes() == (tmp_path / f"clean_{split}.h5").read_bytes()
+    assert joined_bytes(tmp_path) == clean
 
 
 def test_nothing_left_after_skipping_is_an_error(tmp_path):
@@ -165,22 +173,51 @@ def write_slow_universe(path):
         file.create_dataset("full", data=zeros, chunks=(256, 256, 256, 1), compression="gzip", compression_opts=1)
 
 
+def is_being_written(folder):
+    return any(path.stat().st_size > 0 for path in (folder / "raw_shards").rglob(".partial*slow*"))
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_an_interrupted_run_replaces_nothing(tmp_path, number):
+def test_an_interrupted_run_replaces_nothing_and_is_continued(tmp_path, number, jobs):
     write_universes(tmp_path / "in", 3)
-    slice_them(tmp_path, *SMALL)
-    before = {name: (tmp_path / name).read_bytes() for name in outputs(tmp_path)}
+    slice_them(tmp_path, "--img-dim", 8, "--stride", 1)
+    before = joined_bytes(tmp_path)
+    shards = {path: path.stat().st_ino for path in shard_paths(tmp_path)}
+    write_universe(tmp_path / "in/another.hdf5", 3)
     write_slow_universe(tmp_path / "in/slow.hdf5")
-    command = [sys.executable, ROOT / SCRIPT, "in", "--img-dim", "8", "--stride", "1", "--out", "raw"]
+    options = ["in", "--img-dim", "8", "--stride", "1", "--out", "raw", "--jobs", str(jobs)]
+    command = [sys.executable, ROOT / SCRIPT, *options]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        while len(outputs(tmp_path)) < 6 and process.poll() is None:
+        while not is_being_written(tmp_path) and process.poll() is None:
             time.sleep(0.01)
         process.send_signal(number)
         errors = process.communicate()[1]
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
-    assert len(errors.splitlines()) <= 1
-    after = [name for name in outputs(tmp_path) if not (number == signal.SIGKILL and name.startswith("."))]
-    assert before == {name: (tmp_path / name).read_bytes() for name in after}
+    if number != signal.SIGKILL:
+        assert len(errors.splitlines()) <= 1
+        assert not list(tmp_path.rglob(".partial*"))
+    assert joined_bytes(tmp_path) == before
+    (tmp_path / "in/slow.hdf5").unlink()
+    assert len(slice_them(tmp_path, "--img-dim", 8, "--stride", 1)["train"]["file"]) == 2
+    assert shards.items() <= {path: path.stat().st_ino for path in shard_paths(tmp_path)}.items()
+
+
+def test_a_process_that_is_killed_ends_the_run(tmp_path):
+    write_universes(tmp_path / "in", 3)
+    write_slow_universe(tmp_path / "in/slow.hdf5")
+    options = ["in", "--img-dim", "8", "--stride", "1", "--out", "raw", "--jobs", "2"]
+    with subprocess.Popen([sys.executable, ROOT / SCRIPT, *options], cwd=tmp_path, stderr=subprocess.PIPE) as process:
+        while not is_being_written(tmp_path) and process.poll() is None:
+            time.sleep(0.01)
+        writer = next(tmp_path.rglob(".partial*slow*")).name.removeprefix(".partial").partition("-")[0]
+        assert int(writer) != process.pid
+        os.kill(int(writer), signal.SIGKILL)
+        errors = process.communicate()[1].decode()
+    assert process.returncode == 2
+    assert errors.splitlines() == ["slice_universes.py: error: " + errors.partition("error: ")[2].strip()]
+    assert "--jobs" in errors
+    assert joined_bytes(tmp_path) == {}
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path):

@@ -86,26 +86,27 @@ def test_old_npy_files_are_read_as_they_are(tmp_path, dtype):
 
 def test_writer_and_reader_agree(tmp_path):
     slices = some_slices()
-    attributes = {"pixel_size": 0.25, "redshift": 3.0}
+    attributes = {"format_version": FORMAT_VERSION} | NUMBERS
+    arrays = {
+        "slices": (slices.shape, np.dtype(np.int16)),
+        "universe": ((30,), np.dtype(np.int32)),
+        "corner": ((30, 2), np.dtype(np.int32)),
+    }
+    small = {"universes/file": np.array([b"a.hdf5", "b/ü.hdf5".encode()])}
     for split in ("train", "val"):
-        path = tmp_path / f"raw_{split}.h5"
-        table = (["a.hdf5", "b/ü.hdf5"], np.arange(8).reshape(2, 4), ["one", "two", "three", "four"])
-        with SliceWriter(path, 30, DIM, np.dtype(np.int16), *table, attributes) as writer:
+        with SliceWriter(tmp_path / f"raw_{split}.h5", arrays, small, attributes) as writer:
             for row in (15, 0):
                 writer.write("slices", row, slices[row : row + 15])
                 writer.write("universe", row, np.full(15, row))
                 writer.write("corner", row, np.full((15, 2), row))
             with pytest.raises(IndexError):
                 writer.write("slices", 16, slices[:15])
-            writer.finish(1, 2, 1.5, "0" * 64)
     with open_slices("raw", "train", DIM, folder=tmp_path) as opened:
         assert np.array_equal(opened.read(np.arange(30)), slices)
-        assert (opened.minimum, opened.maximum, opened.mean) == (1, 2, 1.5)
-        assert (opened.pixel_size, opened.redshift) == (0.25, 3)
+        assert {name: getattr(opened, name) for name in NUMBERS} == NUMBERS
         assert opened.universe.tolist() == [0] * 15 + [15] * 15
     with h5py.File(tmp_path / "raw_val.h5") as file:
         assert [name.decode() for name in file["universes/file"]] == ["a.hdf5", "b/ü.hdf5"]
-        assert file["universes/physPar"][1].tolist() == [4, 5, 6, 7]
         assert file["corner"][15].tolist() == [15, 15]
 
 

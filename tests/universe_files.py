@@ -70,3 +70,14 @@ def names(content):
 
 def outputs(folder):
     return sorted(name for name in os.listdir(folder) if name != "in")
+
+
+def joined_bytes(folder, out="raw"):
+    """The bytes of the slice files that there are, by split."""
+    paths = {split: folder / f"{out}_{split}.h5" for split in ("train", "val", "test")}
+    return {split: path.read_bytes() for split, path in paths.items() if path.exists()}
+
+
+def shard_paths(folder, out="raw"):
+    """Shards, whole ones, by path."""
+    return sorted((folder / f"{out}_shards").glob("*/[!.]*.h5"))

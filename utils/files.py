@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,9 @@ HDF5_OVERHEAD = 200_000
 def atomic_path(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, delete it otherwise.
 
-    The temporary name carries the process number, so that two processes never share one, and ends as the final one,
-    since several libraries choose the format by the suffix. The data reach the disk (fsync) before the rename: after a
-    power failure there is the old file or the new one, never a torn one.
+    The temporary name carries the process number and something random, so that no two processes of any host share one,
+    and ends as the final one, since several libraries choose the format by the suffix. The data reach the disk (fsync)
+    before the rename: after a power failure there is the old file or the new one, never a torn one.
 
     Parameters
     ----------
@@ -37,21 +38,31 @@ def atomic_path(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
         If the disk is full or the file cannot be written; it names `path`.
     """
     path = Path(path)
-    temporary = path.with_name(f".partial{os.getpid()}.{path.name}")
+    temporary = partial_path(path)
     try:
         if size:
             _reserve(temporary, path, size)
         yield temporary
-        with open(temporary, "rb+") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        publish(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A name beside `path` that no other process uses, on any host; hidden, and with the same suffix."""
+    return path.with_name(f".partial{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Give a file that is complete its final name, durably."""
+    with open(temporary, "rb+") as written:
+        os.fsync(written.fileno())
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
 
 
 def _reserve(temporary: Path, path: Path, size: int) -> None:

@@ -113,3 +113,24 @@ def _beat(descriptor: int, stopped: threading.Event) -> None:
         # A network file system may be out of reach for a moment; the next beat counts.
         with contextlib.suppress(OSError):
             os.utime(descriptor)
+
+
+@contextlib.contextmanager
+def one_at_a_time(path: str | os.PathLike) -> Iterator[None]:
+    """Wait until no other process is in a block of the same lock file, on file systems that have locks.
+
+    Parameters
+    ----------
+    path : path
+        The lock file, made when missing; it stays.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(descriptor)

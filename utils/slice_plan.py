@@ -1,12 +1,11 @@
-"""Which voxels of which universe go to which row of which slice file: pure functions, no files.
-
-A plan is a list of `Part`s that know their rows beforehand, so they can be carried out in any order.
-"""
+"""How universes are cut into images, and which of them go to which slice file: pure functions, no files."""
 
 import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -35,30 +34,45 @@ class Cut:
         return len(self.axes) * len(planes) * (grid // self.dim) ** 2
 
 
+class Member(Protocol):
+    """What a data set needs to know of a universe; a `Universe` or its `Shard`."""
+
+    path: Path
+    grid: int  # voxels per side
+    pixel_size: float  # Mpc/h
+    tag: str  # dataset_tag
+
+
 @dataclass(frozen=True)
 class Part:
-    """The images that one universe gives to one split."""
+    """The images that one universe gives to one split: neighbouring rows of its shard."""
 
     split: str
     universe: int  # number in the list of all universes
-    table_row: int  # number in the split's own table of universes
-    planes: range
-    first_row: int  # in the split's dataset; the images follow by axis, plane, row and column of the corner
+    first_row: int  # in the shard
     images: int
 
 
-def check_together(universes: list[Universe], cut: Cut) -> None:
-    """Refuse sound universes that do not fit the options or one another; that is never skipped silently."""
-    first = universes[0]
-    for universe in universes:
-        if universe.grid < cut.dim:
-            raise UserError(f"{universe.path} has {universe.grid}³ voxels, too few for --img-dim {cut.dim}")
+def check_cut(universe: Universe, cut: Cut) -> None:
+    """Refuse a sound universe that does not fit the options; that is never skipped silently."""
+    if universe.grid < cut.dim:
+        raise UserError(f"{universe.path} has {universe.grid}³ voxels, too few for --img-dim {cut.dim}")
+    redshift_column(universe, cut.redshift)
+
+
+def check_together(universes: Sequence[Member]) -> None:
+    """Refuse universes that do not fit one another."""
+    for first, universe in zip(universes[:1] * len(universes), universes, strict=True):
         if not math.isclose(universe.pixel_size, first.pixel_size, rel_tol=1e-6):
             raise UserError(
                 f"{first.path} has pixels of {first.pixel_size:g} Mpc/h but {universe.path} has {universe.pixel_size:g}"
                 " Mpc/h: universes of one slicing need the same pixel size, slice them apart"
             )
-        redshift_column(universe, cut.redshift)
+        if universe.tag != first.tag:
+            raise UserError(
+                f"{first.path} has the dataset_tag '{first.tag}' but {universe.path} has '{universe.tag}': they belong "
+                "to different data sets, which are not to be mixed: slice them apart, each FOLDER to its own --out"
+            )
 
 
 def share_out(number: int, shares: dict[str, float]) -> dict[str, int]:
@@ -69,13 +83,44 @@ def share_out(number: int, shares: dict[str, float]) -> dict[str, int]:
     return {"train": number - sum(counts.values())} | counts
 
 
-def draw_splits(number: int, shares: dict[str, float], seed: int) -> list[str]:
-    """Give each of `number` universes its split, by a shuffle that is the same with every version of Python."""
-    generator = random.Random(seed)
-    keys = [generator.random() for _ in range(number)]
-    order = sorted(range(number), key=keys.__getitem__)
-    labels = [split for split, count in share_out(number, shares).items() for _ in range(count)]
-    return [label for _, label in sorted(zip(order, labels, strict=True))]
+def draw_splits(number: int, shares: dict[str, float], seed: int, given: Sequence[str] = ()) -> list[str]:
+    """Give each of `number` universes its split; those of the first universes may be given.
+
+    The split of a universe follows from those before it and the seed. So adding universes never moves one that has its
+    split already, and adding them in turn gives what adding them at once gives.
+
+    First every split gets a universe. From then on one is drawn among those that have less than their share, so that a
+    split's next universe may be any of the 1/share in which it is due, about equally likely: universes often come in an
+    order, such as ten realisations of each cosmology. But a split that lacks a whole universe is not made to wait. So
+    three splits (or fewer) stay within one universe of their shares, once each has been due its first: a split that is
+    drawn gets less than one too many, and of two that lack a whole one, the third would have one too many.
+
+    Returns
+    -------
+    list of str
+        (number,), the same with every version of Python.
+    """
+    splits = list(given)
+    counts = {split: splits.count(split) for split in shares}
+    for index in range(len(splits), number):
+        lacking = {split: share * (index + 1) - counts[split] for split, share in shares.items()}
+        without = {split: 1.0 for split, count in counts.items() if count == 0}
+        most = max(lacking, key=lacking.get)
+        drawable = {s: shares[s] / (1 + shares[s] - x) for s, x in lacking.items() if x > 0}
+        weights = without or ({most: 1.0} if lacking[most] >= 1 else drawable)
+        splits.append(_draw(weights, random.Random(f"{seed} {index}").random()))
+        counts[splits[-1]] += 1
+    return splits
+
+
+def _draw(weights: dict[str, float], chance: float) -> str:
+    """One of the keys, with a probability that is proportional to its weight; `chance` is uniform in [0, 1)."""
+    rest = chance * sum(weights.values())
+    for key, weight in weights.items():
+        rest -= weight
+        if rest < 0:
+            return key
+    return key
 
 
 def cut_slabs(planes: range, shares: dict[str, float]) -> dict[str, range]:
@@ -92,34 +137,30 @@ def cut_slabs(planes: range, shares: dict[str, float]) -> dict[str, range]:
     return slabs
 
 
-def plan(universes: list[Universe], cut: Cut, shares: dict[str, float], seed: int) -> list[Part]:
-    """Decide which planes of which universe go to which rows of which split, universe by universe."""
-    if len(universes) >= len(shares):
-        splits = draw_splits(len(universes), shares, seed)
-        planes = [{split: cut.planes(u.grid)} for split, u in zip(splits, universes, strict=True)]
-    else:
-        _check_slabs(universes, cut, shares)
-        planes = [cut_slabs(cut.planes(universe.grid), shares) for universe in universes]
-    parts, rows, tables = [], dict.fromkeys(shares, 0), dict.fromkeys(shares, 0)
-    for number, (universe, given) in enumerate(zip(universes, planes, strict=True)):
-        for split, chosen in given.items():
-            images = cut.images(universe.grid, chosen)
-            parts.append(Part(split, number, tables[split], chosen, rows[split], images))
-            rows[split] += images
-            tables[split] += 1
+def plan(universes: Sequence[Member], splits: Sequence[str | None], cut: Cut, shares: dict[str, float]) -> list[Part]:
+    """Decide which rows of the universes' shards go to which split, universe by universe; a split of None: slabs."""
+    parts = []
+    for number, (universe, split) in enumerate(zip(universes, splits, strict=True)):
+        planes = cut.planes(universe.grid)
+        given = _slabs(universe, len(universes), cut, shares) if split is None else {split: planes}
+        for name, chosen in given.items():
+            # In slabs there is axis 0 alone, so that their planes follow one another in the shard.
+            first_row = planes.index(chosen[0]) * (universe.grid // cut.dim) ** 2
+            parts.append(Part(name, number, first_row, cut.images(universe.grid, chosen)))
     return parts
 
 
-def _check_slabs(universes: list[Universe], cut: Cut, shares: dict[str, float]) -> None:
-    need = f"{len(universes)} universe(s) for {len(shares)} files ({', '.join(shares)}) have to be cut into slabs"
+def _slabs(universe: Member, number: int, cut: Cut, shares: dict[str, float]) -> dict[str, range]:
+    need = f"{number} universe(s) for {len(shares)} files ({', '.join(shares)}) have to be cut into slabs"
     if cut.axes != (0,):
         raise UserError(
             f"{need} along axis 0, which images across the axes 1 and 2 would cross: give more universes, "
             "or --axes 0, or set --val-fraction or --test-fraction to 0"
         )
-    for universe in universes:
-        if len(cut.planes(universe.grid)) < len(shares):
-            raise UserError(f"{need}, but {universe.path} has too few planes at --stride {cut.stride}")
+    planes = cut.planes(universe.grid)
+    if len(planes) < len(shares):
+        raise UserError(f"{need}, but {universe.path} has too few planes at --stride {cut.stride}")
+    return cut_slabs(planes, shares)
 
 
 def planes_to_read(planes: range, grid: int, cut: Cut) -> list[int]:

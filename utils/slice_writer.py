@@ -1,83 +1,70 @@
-"""Writing slice files, in the layout that utils/slices.py describes."""
+"""Writing HDF5 files that hold slices, or refer to them, so that a full disk is an error and not a crash."""
 
 import contextlib
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from utils.slices import FORMAT_VERSION
+from utils.files import HDF5_OVERHEAD
 
-# Known only at the end, when the file already has its final size: their places are taken in the beginning.
-_LATE = {"minimum": np.float64(0), "maximum": np.float64(0), "mean": np.float64(0), "slicing": np.bytes_(64 * "0")}
+_BYTES_PER_MAPPING = 1024  # of a virtual dataset: two names and two selections, generously
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """Where consecutive rows of a virtual dataset are: rows of the dataset of the same name in another file."""
+
+    file: str  # path relative to the folder of the virtual dataset's own file
+    first_row: int
+    rows: int
+    all_rows: int  # of the dataset there
 
 
 class SliceWriter:
-    """One slice file in the making; a context manager that closes it.
+    """One HDF5 file in the making; a context manager that closes it.
 
-    HDF5 lays the file out, with everything but pixels and coordinates. Those are then written past HDF5 to where it
-    has put them: on a full disk plain writing raises an `OSError`, while the HDF5 library crashes (seen with 1.14).
+    HDF5 lays the file out and writes what is small. The large arrays are then written past HDF5 to where it has put
+    them: on a full disk plain writing raises an `OSError`, while the HDF5 library crashes (seen with 1.14).
 
-    No times are stored, so that the same input gives the same bytes. The slices are contiguous, neither chunked nor
+    No times are stored, so that the same input gives the same bytes. The arrays are contiguous, neither chunked nor
     compressed: a random slice is found without an index and read in one piece.
 
     Parameters
     ----------
     path : Path
         The file, replaced if it exists.
-    number, dim : int
-        How many slices, and pixels per side.
-    dtype : dtype
-        Of the pixels.
-    files : sequence of str
-        Names of the m universes.
-    parameters : (m, 4) array
-        Their physical parameters.
-    names : sequence of str
-        What these are called.
+    arrays : dict of str to (shape, dtype)
+        Arrays to be written with `write`.
+    small : dict of str to ndarray
+        Arrays to be written at once, by path in the file.
     attributes : dict
-        All attributes except format_version and those that `finish` takes.
+        Attributes of the file.
     """
 
     def __init__(
         self,
         path: Path,
-        number: int,
-        dim: int,
-        dtype: np.dtype,
-        files: Sequence[str],
-        parameters: np.ndarray,
-        names: Sequence[str],
+        arrays: dict[str, tuple[tuple[int, ...], np.dtype]],
+        small: dict[str, np.ndarray],
         attributes: dict,
     ):
         self._path = path
-        shapes = {
-            "slices": ((number, dim, dim), dtype),
-            "universe": ((number,), np.int32),
-            "axis": ((number,), np.int8),
-            "plane": ((number,), np.int32),
-            "corner": ((number, 2), np.int32),
-        }
-        with _naming(path), open(path, "wb") as trial:
-            # HDF5's own few kilobytes must not meet a full disk either, nor a limit to the length of files.
-            trial.truncate(sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in shapes.values()))
-            trial.write(bytes(2**16 + 512 * len(files)))
+        with _naming(path):
+            _try_room(path, sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in arrays.values()), small)
         allocated = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         allocated.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
         allocated.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
         with _naming(path), h5py.File(path, "w") as file:
-            table = file.create_group("universes")
-            table.create_dataset("file", data=np.array([os.fsencode(name) for name in files]), track_times=False)
-            table.create_dataset("physPar", data=np.asarray(parameters, np.float64), track_times=False)
-            table.create_dataset("namePar", data=np.array([name.encode() for name in names]), track_times=False)
-            file.attrs["format_version"] = FORMAT_VERSION
-            for name, value in (attributes | _LATE).items():
-                file.attrs[name] = value
+            file.attrs.update(attributes)
+            for name, values in small.items():
+                file.create_dataset(name, data=values, track_times=False)
             self._places = {}
-            for name, (shape, kind) in shapes.items():
+            for name, (shape, kind) in arrays.items():
                 dataset = file.create_dataset(name, shape, kind, dcpl=allocated, track_times=False)
                 self._places[name] = (dataset.id.get_offset(), dataset.dtype, shape)
         self._file = open(path, "rb+", buffering=0)  # noqa: SIM115 - stays open until __exit__
@@ -89,7 +76,7 @@ class SliceWriter:
         self._file.close()
 
     def write(self, name: str, row: int, values: np.ndarray) -> None:
-        """Write the rows `row`, `row` + 1, … of one dataset; `values` has one entry per row along its first axis."""
+        """Write the rows `row`, `row` + 1, … of one array; `values` has one entry per row along its first axis."""
         offset, dtype, shape = self._places[name]
         if values.shape[1:] != shape[1:] or not 0 <= row <= row + len(values) <= shape[0]:
             raise IndexError(f"{values.shape} written to row {row} of dataset {name} of shape {shape}")
@@ -101,11 +88,38 @@ class SliceWriter:
                 count = os.pwrite(self._file.fileno(), data, position)
                 data, position = data[count:], position + count
 
-    def finish(self, minimum: float, maximum: float, mean: float, slicing: str) -> None:
-        """Write what is known when all pixels are: their range and mean, and the digest of the whole slicing."""
-        with h5py.File(self._path, "r+") as file:
-            for name, value in zip(_LATE, (minimum, maximum, mean, np.bytes_(slicing)), strict=True):
-                file.attrs.modify(name, value)
+
+def add_virtual(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, mappings: Sequence[Mapping]) -> None:
+    """Add a virtual dataset to a file: an array (rows, dim, dim) whose rows lie in other files, one part after another.
+
+    HDF5 converts where an array there is of another type.
+    """
+    room = HDF5_OVERHEAD + _BYTES_PER_MAPPING * len(mappings)
+    with _naming(path), open(path, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.write(bytes(room))
+        file.truncate(size)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_obj_track_times(False)
+    here, row = h5py.h5s.create_simple(shape), 0
+    for mapping in mappings:
+        there = h5py.h5s.create_simple((mapping.all_rows, *shape[1:]))
+        there.select_hyperslab((mapping.first_row, 0, 0), (mapping.rows, *shape[1:]))
+        here.select_hyperslab((row, 0, 0), (mapping.rows, *shape[1:]))
+        # HDF5 takes a per cent sign for the beginning of a pattern.
+        properties.set_virtual(here, os.fsencode(mapping.file.replace("%", "%%")), name.encode(), there)
+        row += mapping.rows
+    here.select_all()
+    with _naming(path), h5py.File(path, "r+") as file:
+        h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(dtype), here, properties)
+
+
+def _try_room(path: Path, size: int, small: dict[str, np.ndarray]) -> None:
+    """HDF5's own kilobytes must not meet a full disk either, nor a limit to the length of files."""
+    with open(path, "wb") as trial:
+        trial.truncate(size)
+        trial.seek(size)
+        trial.write(bytes(HDF5_OVERHEAD + sum(values.nbytes for values in small.values())))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
-"""Slice files: the one place that knows how slices lie on disk. Written by data/slice_universes.py
-(through utils/slice_writer.py), read by training and analysis.
+"""Slice files: how they lie on disk, and reading them in training and analysis.
 
-Layout of ``<name>_<split>.h5``, with n slices of dim × dim pixels from m universes:
+data/slice_universes.py writes the slices of each universe to a file of its own, a shard (utils/shards.py), and joins
+shards without copying: ``<name>_<split>.h5`` refers to rows of them. Layout, with n slices of dim × dim pixels from m
+universes:
 
-    slices              (n, dim, dim) int16 or float32    particles per voxel; contiguous: one slice is one run of bytes
+    slices              (n, dim, dim) int16 or float32    particles per voxel; a virtual dataset of HDF5
     universe            (n,)    int32                     row number in the table of universes
     axis                (n,)    int8                      axis across which the plane was taken: 0, 1 or 2
     plane               (n,)    int32                     index of the plane along that axis
@@ -11,12 +12,20 @@ Layout of ``<name>_<split>.h5``, with n slices of dim × dim pixels from m unive
     universes/file      (m,)    bytes                     path relative to the sliced folder
     universes/physPar   (m, 4)  float64                   physical parameters, NaN where the universe had none
     universes/namePar   (4,)    bytes                     their names
+    shards/file         (m,)    bytes                     each universe's shard, from the folder of this file
+    shards/offset       (m,)    int64                     byte in it where the first slice of this file begins; the rest
+                                                          of them follows without gaps
+    shards/dtype        (m,)    bytes                     type of the pixels there
+    shards/bytes        (m,)    int64                     its length
+    shards/digest       (m,)    bytes                     SHA-256 of what it holds, and
+    shards/digest_offset (m,)   int64                     the byte where it says so itself
     attributes          format_version, img_dim, pixel_size [Mpc/h], redshift, seed, stride, axes, split,
                         split_by ("universes" or "slabs"), slicing (the same in all files of one slicing),
                         minimum, maximum and mean of all pixels of this file
 
-Rows and columns of an image are the two remaining axes in ascending order. Beside these files the old suite's
-``<name>_train.npy`` and ``<name>_val.npy``, (n, dim, dim, 1), are read as they are.
+Rows and columns of an image are the two remaining axes in ascending order. Files in which `slices` is an array of their
+own, contiguous or in chunks, are read as well (without a group `shards`), and so are the old suite's
+``<name>_train.npy`` and ``<name>_val.npy``, (n, dim, dim, 1).
 """
 
 import os
@@ -29,10 +38,10 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.cli import UserError
+from utils.slice_rows import HOW_TO_MAKE, BlockRows, DatasetRows, ShardRows, ShardTable, open_h5
 
 SPLITS = ("train", "val", "test")
 FORMAT_VERSION = 1
-_HOW_TO_MAKE = "make them with data/simulate_universes.py (or download universes) and then data/slice_universes.py"
 _SCAN_BYTES = 8 * 2**20
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -61,7 +70,7 @@ class SliceSet:
     maximum: float
     mean: float
     universe: np.ndarray | None  # (number,) int32: which universe each slice comes from
-    _rows: "_BlockRows | _DatasetRows" = field(repr=False)
+    _rows: BlockRows | DatasetRows | ShardRows = field(repr=False)
 
     def __len__(self) -> int:
         return self.number
@@ -123,8 +132,9 @@ def open_slices(dataname: str, split: str, img_dim: int, folder: str | os.PathLi
     The pair of training and validation files decides: both .h5 are there, or else both .npy, or else it is an
     error. So a single .h5 beside a pair of .npy is not read, and the two formats are never mixed in one run.
 
-    Only the header of an .h5 file is read. An .npy file has none of our numbers, so its pixels are read through
-    once, in constant memory, for their range and mean and to make sure that they are densities.
+    Only the header of an .h5 file is read, and of its shards whether they are what they were. An .npy file has none of
+    our numbers, so its pixels are read through once, in constant memory, for their range and mean and to make sure that
+    they are densities.
 
     Parameters
     ----------
@@ -141,16 +151,17 @@ def open_slices(dataname: str, split: str, img_dim: int, folder: str | os.PathLi
     ------
     UserError
         When the file is missing, damaged, empty, not of this format or of another image size, when pixels of an
-        .npy file are negative or not finite, or when .h5 files of two different slicings lie side by side.
+        .npy file are negative or not finite, when .h5 files of two different slicings lie side by side, or when a shard
+        is missing or has been replaced.
     """
     name = Path(folder) / dataname
     suffix = _suffix(dataname, folder)
     if suffix is None:
         pairs = [" and ".join(str(slice_path(name, split, kind)) for split in SPLITS[:2]) for kind in (".h5", ".npy")]
-        raise UserError(f"no slices found: looked for {pairs[0]}, then for {pairs[1]}; {_HOW_TO_MAKE}")
+        raise UserError(f"no slices found: looked for {pairs[0]}, then for {pairs[1]}; {HOW_TO_MAKE}")
     path = slice_path(name, split, suffix)
     if not path.is_file():
-        raise UserError(f"{path} does not exist; {_HOW_TO_MAKE}, with a --{split}-fraction above 0")
+        raise UserError(f"{path} does not exist; {HOW_TO_MAKE}, with a --{split}-fraction above 0")
     if suffix == ".npy":
         return _open_npy(path, img_dim)
     _check_same_slicing(path, slice_path(name, "train"))
@@ -166,46 +177,61 @@ def _suffix(dataname: str, folder: str | os.PathLike) -> str | None:
 
 
 def _open_h5(path: Path, img_dim: int) -> SliceSet:
-    with _h5_file(path) as file:
+    with open_h5(path) as file:
         if (version := _number(file, "format_version")) > FORMAT_VERSION:
             raise UserError(f"{path} has format version {version:g}, newer than {FORMAT_VERSION}: update this program")
         slices = file.get("slices")
         if not isinstance(slices, h5py.Dataset) or slices.shape is None:
-            raise UserError(f"{path} is no slice file: it has no dataset `slices`; {_HOW_TO_MAKE}")
+            raise UserError(f"{path} is no slice file: it has no dataset `slices`; {HOW_TO_MAKE}")
         _check_array(path, slices.shape, slices.dtype, 3, img_dim)
         numbers = {name: _number(file, name) for name in ("pixel_size", "redshift", "minimum", "maximum", "mean")}
         if not (numbers["pixel_size"] > 0 and 0 <= numbers["minimum"] <= numbers["maximum"]):
-            raise UserError(f"{path} is damaged: impossible numbers among its attributes: {numbers}; {_HOW_TO_MAKE}")
+            raise UserError(f"{path} is damaged: impossible numbers among its attributes: {numbers}; {HOW_TO_MAKE}")
         universe = file.get("universe")
         if not isinstance(universe, h5py.Dataset) or universe.shape != (len(slices),):
-            raise UserError(f"{path} is damaged: no dataset `universe` with one number per slice; {_HOW_TO_MAKE}")
+            raise UserError(f"{path} is damaged: no dataset `universe` with one number per slice; {HOW_TO_MAKE}")
         universe = universe[...].astype(np.int32)
+        shape, dtype = slices.shape, slices.dtype
         # None for chunked storage, as other tools may leave it; behind a user block all addresses are shifted.
         offset = slices.id.get_offset() if file.userblock_size == 0 else None
-        shape, dtype = slices.shape, slices.dtype
-    rows = _DatasetRows(path) if offset is None else _BlockRows(path, offset, img_dim, dtype)
+        table = _shard_table(path, file, universe) if slices.is_virtual and "shards" in file else None
+    if table is not None:
+        rows = ShardRows(path, table, universe, img_dim, dtype)
+    else:
+        rows = DatasetRows(path) if offset is None else BlockRows(path, offset, img_dim, dtype)
     return SliceSet(path, shape[0], img_dim, dtype.newbyteorder("="), universe=universe, _rows=rows, **numbers)
 
 
-def _h5_file(path: Path) -> h5py.File:
+def _shard_table(path: Path, file: h5py.File, universe: np.ndarray) -> ShardTable:
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read, it is no HDF5 file or damaged: {error}; {_HOW_TO_MAKE}") from error
+        columns = {name: dataset[...] for name, dataset in file["shards"].items()}
+        names = [os.fsdecode(name) for name in columns.pop("file")]
+        dtypes = [np.dtype(name.decode()) for name in columns.pop("dtype")]
+        digests = columns.pop("digest").tolist()
+        # A link to the file is as good as the file.
+        folder = path.parent if all((path.parent / name).exists() for name in names[:1]) else path.resolve().parent
+        table = ShardTable([folder / name for name in names], dtype=dtypes, digest=digests, **columns)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: its group `shards` is not as it should be: {error}") from error
+    if any(len(column) != len(names) for column in (dtypes, digests, *columns.values())):
+        raise UserError(f"{path} is damaged: its group `shards` has columns of different length; {HOW_TO_MAKE}")
+    if not ((np.diff(universe) >= 0).all() and 0 <= universe[0] <= universe[-1] < len(names)):
+        raise UserError(f"{path} is damaged: its slices are not in the order of its shards; {HOW_TO_MAKE}")
+    return table
 
 
 def _number(file: h5py.File, name: str) -> float:
     value = file.attrs.get(name)
     if not isinstance(value, int | float | np.number) or not np.isfinite(value):
         raise UserError(
-            f"{file.filename} is no slice file: attribute {name} is {value}, not a finite number; {_HOW_TO_MAKE}"
+            f"{file.filename} is no slice file: attribute {name} is {value}, not a finite number; {HOW_TO_MAKE}"
         )
     return float(value)
 
 
 def _check_same_slicing(path: Path, train: Path) -> None:
     """A file left over from an earlier slicing may hold universes that this training set holds too."""
-    with _h5_file(path) as file, _h5_file(train) as other:
+    with open_h5(path) as file, open_h5(train) as other:
         if file.attrs.get("slicing") != other.attrs.get("slicing"):
             raise UserError(f"{path} and {train} come from different slicings and may share universes: slice again")
 
@@ -221,7 +247,7 @@ def _open_npy(path: Path, img_dim: int) -> SliceSet:
     _check_array(path, array.shape, array.dtype, 4, img_dim)
     if not array.flags.c_contiguous:
         raise UserError(f"{path} is stored in Fortran order, its slices are scattered: save np.ascontiguousarray of it")
-    rows = _BlockRows(path, array.offset, img_dim, array.dtype)
+    rows = BlockRows(path, array.offset, img_dim, array.dtype)
     minimum, maximum, mean = _scan(path, rows, len(array))
     dtype = array.dtype.newbyteorder("=")
     return SliceSet(path, len(array), img_dim, dtype, 1.0, None, minimum, maximum, mean, universe=None, _rows=rows)
@@ -234,7 +260,7 @@ def _check_array(path: Path, shape: tuple, dtype: np.dtype, ndim: int, img_dim: 
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise UserError(f"{path} has pixels of type {dtype}, they must be integers or floats of at most 64 bits")
     if shape[0] == 0:
-        raise UserError(f"{path} has no slices; {_HOW_TO_MAKE}")
+        raise UserError(f"{path} has no slices; {HOW_TO_MAKE}")
     if shape[1] != img_dim:
         raise UserError(
             f"{path} has images of {shape[1]} × {shape[1]} pixels but img_dim is {img_dim}: "
@@ -242,7 +268,7 @@ def _check_array(path: Path, shape: tuple, dtype: np.dtype, ndim: int, img_dim: 
         )
 
 
-def _scan(path: Path, rows: "_BlockRows", number: int) -> tuple[float, float, float]:
+def _scan(path: Path, rows: BlockRows, number: int) -> tuple[float, float, float]:
     """Minimum, maximum and mean of all pixels, in one pass that refuses what is no density."""
     step = max(1, _SCAN_BYTES // rows.slice_bytes)
     minimum, maximum, total, pixels = np.inf, -np.inf, 0.0, 0
@@ -259,50 +285,3 @@ def _scan(path: Path, rows: "_BlockRows", number: int) -> tuple[float, float, fl
             pixels += images.size
             progress.update(len(images))
     return minimum, maximum, total / pixels
-
-
-class _BlockRows:
-    """Slices that lie one after the other in a file.
-
-    One positional read per slice: it needs no lock of HDF5 (one for the whole process), lets other threads run
-    while the disk works, and keeps nothing in memory, where pages of a mapped file would count as ours.
-    """
-
-    def __init__(self, path: Path, offset: int, dim: int, dtype: np.dtype):
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - stays open until close()
-        self._offset, self._dim, self._dtype = offset, dim, dtype
-        self.slice_bytes = dim * dim * dtype.itemsize
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        images = np.empty((len(indices), self._dim, self._dim), self._dtype)
-        places = images.reshape(len(indices), self._dim**2).view(np.uint8)  # (n, slice_bytes)
-        for index, place in zip(indices.tolist(), places, strict=True):
-            self._read_into(place, self._offset + index * self.slice_bytes)
-        return images.astype(self._dtype.newbyteorder("="), copy=False)
-
-    def _read_into(self, place: np.ndarray, position: int) -> None:
-        while len(place):  # one turn, as a rule; a signal may cut a read short
-            count = os.preadv(self._file.fileno(), [place], position)
-            if count == 0:
-                raise UserError(f"{self._file.name} ends too early: it was shortened after it had been opened")
-            place, position = place[count:], position + count
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _DatasetRows:
-    """Slices that HDF5 has to find, in chunks; one by one, since h5py's fancy indexing is many times slower."""
-
-    def __init__(self, path: Path):
-        self._file = _h5_file(path)
-        self._slices = self._file["slices"]
-
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        images = np.empty((len(indices), *self._slices.shape[1:]), self._slices.dtype.newbyteorder("="))
-        for index, image in zip(indices.tolist(), images, strict=True):
-            self._slices.read_direct(image, source_sel=np.s_[index])
-        return images
-
-    def close(self) -> None:
-        self._file.close()

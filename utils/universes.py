@@ -1,7 +1,8 @@
 """Universe files: finding them, and reading them one plane at a time.
 
 The layout is that of the public CosmoFlow N-body data set: ``full``, (N, N, N, redshifts), particles per voxel;
-``redshifts``; ``physPar``, four parameters; an attribute ``box_size`` [Mpc/h], N where it is absent.
+``redshifts``; ``physPar``, four parameters; the attributes ``box_size`` [Mpc/h], N where it is absent, and
+``dataset_tag``, which data set it belongs to.
 """
 
 import math
@@ -34,12 +35,24 @@ class Universe:
     redshifts: tuple[float, ...]
     pixel_size: float  # Mpc/h
     parameters: tuple[float, ...]  # physPar, NaN where the file has none
+    tag: str  # dataset_tag, "none" where the file has none
 
 
-def find_universes(folder: Path) -> list[Path]:
+def find_universes(folder: Path, none_is_fine: bool = False) -> list[Path]:
     """All universe files below a folder, by relative path; through links, but no file twice.
 
     Hidden files are left out: they are what an interrupted program has left behind.
+
+    Parameters
+    ----------
+    folder : Path
+    none_is_fine : bool
+        Whether a folder without any is no error.
+
+    Raises
+    ------
+    UserError
+        If there is no such folder, or nothing in it.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder")
@@ -51,7 +64,7 @@ def find_universes(folder: Path) -> list[Path]:
         folders.sort()
         paths += [Path(root, name) for name in files if name.endswith(".hdf5") and not name.startswith(".")]
     paths = [path for path in sorted(paths, key=lambda path: path.relative_to(folder).parts) if _is_new(path, seen)]
-    if not paths:
+    if not (paths or none_is_fine):
         raise UserError(f"no universes (*.hdf5) in {folder} or below: download some, or run data/simulate_universes.py")
     return paths
 
@@ -93,10 +106,15 @@ def _read_header(path: Path, name: str) -> Universe:
         parameters = _dataset(file, "physPar")[...] if "physPar" in file else np.full(len(PARAMETERS), np.nan)
         if parameters.shape != (len(PARAMETERS),) or parameters.dtype.kind not in "iuf":
             raise DamagedUniverse(f"{path}: dataset physPar is not {len(PARAMETERS)} numbers")
-        grid, values = full.shape[0], redshifts[...]
-        return Universe(
-            path, name, grid, full.dtype, tuple(values.tolist()), box_size.item() / grid, tuple(parameters.tolist())
-        )
+        grid, values, pixel_size = full.shape[0], tuple(redshifts[...].tolist()), box_size.item() / full.shape[0]
+        tag = _text(file.attrs.get("dataset_tag", "none"))
+        return Universe(path, name, grid, full.dtype, values, pixel_size, tuple(parameters.tolist()), tag)
+
+
+def _text(value) -> str:
+    """A text attribute, however it was written: as text, as bytes, or as an array of one of them."""
+    value = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _open_universe(path: Path) -> h5py.File:
