@@ -11,7 +11,7 @@ from utils.cli import UserError
 from utils.config import Config
 from utils.noise import noise_floor
 from utils.runs import RunFolder
-from utils.scores import figure_of_merit, scores
+from utils.scores import figure_of_merit, ratio_to_floor, scores
 from utils.slices import SliceSet
 from utils.summaries import Summary, natural_resolution, summarise
 from utils.tboard import EventLog
@@ -63,7 +63,7 @@ class Monitor:
         images = validation.read(rows)
         self._resolution = natural_resolution(images)
         self._real = self._summarise(images, universe)
-        self._floor = noise_floor(self._real).median
+        self._floor = noise_floor(self._real).mean
         if config.best_metric == "figure_of_merit" and not np.isfinite(list(self._floor.values())).any():
             raise UserError(
                 f"best_metric = figure_of_merit needs a noise floor, and {len(images)} validation slice(s) are too few"
@@ -109,7 +109,7 @@ class Monitor:
         """The scores of curves and distributions, and the figure of merit of these alone."""
         found = scores(summary, self._real)
         del found["bispectrum"]  # left out of the summaries: it would double their time
-        ratios = {name: value / self._floor[name] for name, value in found.items() if self._floor[name] > 0}
+        ratios = {name: ratio_to_floor(name, value, self._floor[name]) for name, value in found.items()}
         return found | {"figure_of_merit": figure_of_merit(ratios)}
 
     def _summarise(self, images: np.ndarray, universe: np.ndarray | None) -> Summary:
