@@ -14,6 +14,8 @@ SAMPLES = st.lists(st.integers(-5, 5), min_size=1, max_size=20)
 @given(SAMPLES, SAMPLES)
 def test_agree_with_scipy(one, other):
     assert ks_distance(one, other) == pytest.approx(scipy.stats.ks_2samp(one, other, method="asymp").statistic)
+    above = scipy.stats.ks_2samp(one, other, alternative="greater", method="asymp").statistic
+    assert ks_distance(one, other, one_sided=True) == pytest.approx(above)
     assert wasserstein_distance(one, other) == pytest.approx(scipy.stats.wasserstein_distance(one, other))
 
 

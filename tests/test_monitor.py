@@ -65,6 +65,24 @@ def test_best_is_best_by_the_metric(monitor_of, metric):
     assert found[2].scores["figure_of_merit"] < 4 < found[0].scores["figure_of_merit"]
 
 
+def test_costly_checkpoints_are_told_once(monitor_of, caplog):
+    images = slices(range(2))[0]
+
+    def run(shares):
+        monitor = monitor_of("chisq", images)
+        caplog.clear()
+        for step, share in enumerate(shares):
+            monitor.checkpoint(step, 0.0, {}, lambda number, seed: images[:number], {"monitor_share": share})
+        return [record.getMessage() for record in caplog.records]
+
+    assert run([0.9, 0.9, 0.05, 0.04]) == []  # the first checkpoint comes after a single step
+    (message,) = run([0.0, 0.0, 0.1, 0.1])
+    # Of 3 steps between checkpoints, 10 % to 5 %: 0.1/0.9 · 0.95/0.05 = 2.1 times as many.
+    assert "10.0 %" in message
+    assert "checkpt_batch of 7 or more (now 3)" in message
+    assert "checkpt_samples (now 512)" in message
+
+
 def test_merit_needs_a_noise_floor(monitor_of):
     images = slices([0])[0][:2]
     with pytest.raises(UserError, match=r"best_metric.*2 validation slice"):

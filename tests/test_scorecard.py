@@ -65,12 +65,12 @@ def test_real_universes_split_in_two_stand_at_one(train):
     cards = []
     for trial in range(1, 8):
         one, other = (slices(range(start, start + 10), step=8) for start in (100 * trial, 100 * trial + 50))
-        cards.append(card_of(one[0], other, train, one[1]))
+        # With and without saying which universe a slice is of: a generator could not.
+        cards.append(card_of(one[0], other, train, one[1] if trial % 2 else None))
     for name in DEFINITIONS:
         found = [card["scores"][name]["ratio"] or np.nan for card in cards]  # some have no pixels above 100
-        assert 0.5 < np.nanmedian(found) < 2.0, (name, found)
-        # Three times its median is beyond a normal deviate in one of twenty-three cases.
-        assert np.nanmax(found) < (8.0**2 if name.startswith("chisq") else 8.0), (name, found)
+        assert 0.4 < np.nanmedian(found) < 2.0, (name, found)
+        assert np.nanmax(found) < 6.0, (name, found)
     for card in cards:
         assert 1.0 <= card["figure_of_merit"]["value"] < 2.5
         assert card["alarms"]["repeated_fraction"] == card["alarms"]["copied_fraction"] == 0
@@ -95,7 +95,7 @@ def test_spoiled_sets_are_caught(real, other, train, spoil, by):
     card = card_of(spoil(other[0], train), real, train)
     found = ratios(card)
     for name in by:
-        assert found[name] > 5, found
+        assert found[name] > 4, found
 
 
 def test_alarms_are_sounded(real, other, train):

@@ -155,6 +155,15 @@ def test_copies_are_at_distance_zero_in_any_orientation():
     assert nearest_neighbours(copies[1:4], references).distance.min() > 0.1
 
 
+def test_excluded_references_are_no_neighbours():
+    stack = fields(9, 16)
+    found = nearest_neighbours(stack, stack, excluded=np.arange(9))
+    squares = np.mean((stack[:, np.newaxis] - stack) ** 2, axis=(2, 3)) + np.diag(np.full(9, np.inf))
+    np.testing.assert_allclose(found.distance, np.sqrt(squares.min(axis=1)), rtol=1e-5)
+    np.testing.assert_array_equal(found.index, squares.argmin(axis=1))
+    assert np.isinf(nearest_neighbours(stack[:1], stack[:1], excluded=np.zeros(1, int)).distance).all()
+
+
 def test_neighbours_refuse():
     for queries, references, message in [
         (fields(2, 8), fields(2, 16), "one shape"),

@@ -20,7 +20,7 @@ _BATCH = 512  # real slices read at once
 _KEPT_BYTES = 2**28  # of densities kept in memory of each set
 _KEPT_SLICES = 4096  # the work of comparing all with all grows with the square
 _TRAINING_SLICES = 8192  # training slices that neighbours are looked for in, spread over all universes
-_GENERATED_BLOCKS = 32  # parts of the generated set behind its bootstrap bands
+GENERATED_BLOCKS = 32  # parts of the generated set behind its bootstrap bands
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def take_generated(batches: Iterator[np.ndarray], number: int, real: Real) -> Ge
     """Summarise `number` generated slices as the real ones were, and keep as many as are kept of those."""
     settings, summary, kept, done = real.summary.settings, None, [], 0
     for images in batches:
-        block = (done + np.arange(len(images))) * _GENERATED_BLOCKS // number
+        block = (done + np.arange(len(images))) * GENERATED_BLOCKS // number
         added = summarise(
             images,
             settings.a,

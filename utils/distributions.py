@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def ks_distance(one, other, weights=None, other_weights=None) -> float:
+def ks_distance(one, other, weights=None, other_weights=None, one_sided=False) -> float:
     """Kolmogorov-Smirnov distance: the largest difference of two cumulative distributions.
 
     Parameters
@@ -12,6 +12,9 @@ def ks_distance(one, other, weights=None, other_weights=None) -> float:
         Samples: pixels of two stacks, or distances. Infinity is allowed.
     weights, other_weights : arrays of the same shapes, optional
         Not negative, not all zero: such as counts of the samples, which then are the possible values.
+    one_sided : bool
+        The largest amount by which the cumulative distribution of `one` is *above* the other's: how far `one` lies at
+        smaller values.
 
     Returns
     -------
@@ -24,7 +27,7 @@ def ks_distance(one, other, weights=None, other_weights=None) -> float:
         Empty or NaN samples, or weights of a wrong shape, negative, or without a positive sum.
     """
     _, gap = _cumulative_gap(one, other, weights, other_weights)
-    return float(np.abs(gap).max())
+    return float(gap.max() if one_sided else np.abs(gap).max())  # the last gap is 0
 
 
 def wasserstein_distance(one, other, weights=None, other_weights=None) -> float:

@@ -1,9 +1,10 @@
 """Who resembles whom among generated and real slices: the scores that compare slices with slices, not curves.
 
 Diversity (MS-SSIM of pairs), repetition (nearest neighbour within a set) and memorisation (nearest neighbour in the
-training set). Slices of one universe resemble each other, so a slice is only ever compared with slices of other
-groups, a group being a universe. Generated slices have no universes; they are dealt at random into as many groups as
-there are real ones, so that both sets are asked the same question. Pure NumPy.
+training set). Neighbouring slices of a universe resemble each other, so pairs are taken of two groups, a group being a
+universe; and repetition allows a generated set all from what real slices of different universes show to what they show
+as they lie. Generated slices have no universes; they are dealt at random into as many groups as there are real ones,
+so that they can be resampled. Pure NumPy.
 """
 
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ DEFINITIONS = {
         " m_gen > m_real: less diverse than the real set (mode collapse)"
     ),
     "repetition": (
-        "Kolmogorov-Smirnov distance of the distances from each slice to its nearest neighbour in the same set but"
-        " another universe"
+        "distance of each slice to the nearest other one of its set: how far the cumulative distribution of the"
+        " generated set is above that of the real one (slices repeat), or below that of the real one with neighbours in"
+        " other universes only; 0 in between"
     ),
     "memorisation": (
         "Kolmogorov-Smirnov distance of the distances from generated and from held-back real slices to their nearest"
@@ -48,8 +50,10 @@ class Likeness:
     """(p, 2) int64, groups of the two slices of every pair that was drawn; never the same one twice."""
     similarity: np.ndarray
     """(p,) float64, MS-SSIM of s of these pairs; empty for images too small for it."""
+    share: np.ndarray
+    """(p,) float64, weight of each pair: less where more were drawn, so that all pairs of slices count the same."""
     nearest: np.ndarray
-    """(n, G) float32, distance to the nearest slice of each group; infinite to the own one and where not looked for."""
+    """(n, G) float32, distance to the nearest other slice of each group; infinite without any, or if not looked for."""
     training: np.ndarray
     """(n,) float32, distance to the nearest training slice; NaN without a training set."""
 
@@ -71,7 +75,7 @@ def compare_slices(generated, real, a, universe, generated_universe=None, traini
     training : (t, M, M) array, optional
         Training slices, s, averaged over blocks by `utils.similarity.coarse`.
     pairs : int
-        Pairs of slices drawn for MS-SSIM in each set.
+        Pairs of generated slices drawn for MS-SSIM; of real ones, which a noise floor resamples, four times as many.
     cross : bool
         Compare generated with real slices too, as permutations need; doubles the work.
     seed : int
@@ -102,11 +106,12 @@ def compare_slices(generated, real, a, universe, generated_universe=None, traini
     distance = np.full(len(group), np.nan, np.float32)
     if training is not None:
         distance = nearest_neighbours(fields, training, symmetries=True).distance
-    first, second = _random_pairs(rng, group, is_generated, pairs, cross)
+    first, second, share = _random_pairs(rng, group, is_generated, pairs, cross)
     if not number_of_scales(real.shape[-1]):
-        first, second = first[:0], second[:0]
+        first, second, share = first[:0], second[:0], share[:0]
     similarity = _pair_similarities(generated, real, a, first, second)
-    return Likeness(is_generated, group, np.stack([group[first], group[second]], axis=1), similarity, nearest, distance)
+    pair_groups = np.stack([group[first], group[second]], axis=1)
+    return Likeness(is_generated, group, pair_groups, similarity, share, nearest, distance)
 
 
 def likeness_scores(likeness: Likeness, generated, real, candidates=None) -> dict[str, float]:
@@ -129,25 +134,38 @@ def likeness_scores(likeness: Likeness, generated, real, candidates=None) -> dic
     """
     sides = [np.asarray(weights, dtype=np.float64) for weights in (generated, real)]
     means = [mean_similarity(likeness, weights) for weights in sides]
-    distances = {
-        name: _ks(*(_distribution(likeness, name, side, candidates) for side in sides))
-        for name in ("repetition", "memorisation")
+    own, real_own, real_apart = (
+        _distribution(likeness, "repetition", side, candidates, apart)
+        for side, apart in ((sides[0], False), (sides[1], False), (sides[1], True))
+    )
+    return {
+        "diversity": abs(means[0] - means[1]),
+        # NumPy's maximum hands NaN on.
+        "repetition": float(np.maximum(_ks(own, real_own, one_sided=True), _ks(real_apart, own, one_sided=True))),
+        "memorisation": _ks(*(_distribution(likeness, "memorisation", side) for side in sides)),
     }
-    return {"diversity": abs(means[0] - means[1])} | distances
 
 
 def mean_similarity(likeness: Likeness, weights) -> float:
     """Mean MS-SSIM over the pairs of slices of two different groups that are in a set (G,); NaN without any."""
-    weights = np.asarray(weights)[likeness.pairs].prod(axis=1)
+    weights = _pair_weights(likeness, weights)
     return float(weights @ likeness.similarity / weights.sum()) if weights.sum() > 0 else float("nan")
 
 
-def within_distances(likeness: Likeness, candidates) -> np.ndarray:
-    """(n,) distance of each slice to the nearest one of the other groups among (G,) bool; infinite without any."""
-    return np.where(candidates, likeness.nearest, np.inf).min(axis=1)
+def _pair_weights(likeness: Likeness, weights) -> np.ndarray:
+    """(p,) weight of each pair in a set whose groups are taken `weights` (G,) times."""
+    return likeness.share * np.asarray(weights, dtype=np.float64)[likeness.pairs].prod(axis=1)
 
 
-def likeness_curve(likeness: Likeness, name: str, generated: bool, points, repeats=200) -> Curve:
+def within_distances(likeness: Likeness, candidates, apart=False) -> np.ndarray:
+    """(n,) distance of each slice to the nearest other one of the groups (G,) bool, or of other groups (`apart`)."""
+    allowed = np.broadcast_to(candidates, likeness.nearest.shape)
+    if apart:
+        allowed = allowed & (likeness.group[:, np.newaxis] != np.arange(len(likeness.generated)))
+    return np.where(allowed, likeness.nearest, np.inf).min(axis=1)
+
+
+def likeness_curve(likeness: Likeness, name: str, generated: bool, points, repeats=200, apart=False) -> Curve:
     """Cumulative distribution behind a score, with its bootstrap band over groups.
 
     Parameters
@@ -161,6 +179,8 @@ def likeness_curve(likeness: Likeness, name: str, generated: bool, points, repea
         MS-SSIM or distances at which to give the fraction at or below.
     repeats : int
         Resampled sets behind the band.
+    apart : bool
+        For "repetition": neighbours in other groups only.
 
     Returns
     -------
@@ -170,7 +190,7 @@ def likeness_curve(likeness: Likeness, name: str, generated: bool, points, repea
     members = np.flatnonzero(likeness.generated == generated)
 
     def fractions(weights):
-        values, shares = _distribution(likeness, name, weights, likeness.generated == generated)
+        values, shares = _distribution(likeness, name, weights, likeness.generated == generated, apart)
         used = shares > 0
         if not used.any() or not np.isfinite(values[used]).all():
             return np.full(len(points), np.nan)
@@ -197,13 +217,13 @@ def likeness_range(likeness: Likeness, name: str, number=200) -> np.ndarray:
     return np.linspace(values.min(), values.max(), number) if len(values) else np.zeros(0)
 
 
-def _distribution(likeness: Likeness, name: str, weights, candidates=None) -> tuple[np.ndarray, np.ndarray]:
+def _distribution(likeness: Likeness, name: str, weights, candidates=None, apart=False):
     """Values behind a score in a set (G,), and the weight of each."""
     weights = np.asarray(weights, dtype=np.float64)
     if name == "diversity":
-        return likeness.similarity, weights[likeness.pairs].prod(axis=1)
+        return likeness.similarity, _pair_weights(likeness, weights)
     candidates = weights > 0 if candidates is None else candidates
-    values = within_distances(likeness, candidates) if name == "repetition" else likeness.training
+    values = within_distances(likeness, candidates, apart) if name == "repetition" else likeness.training
     return values, weights[likeness.group]
 
 
@@ -214,9 +234,9 @@ def alarms(likeness: Likeness) -> dict[str, float]:
     -------
     dict of str to float
         `ms_ssim_generated` and `ms_ssim_real`: mean MS-SSIM of pairs. `repeated_fraction`: of the generated slices,
-        those whose nearest other generated slice is nearer than half the smallest distance between real slices of
-        different universes. `copied_fraction`: those nearer to a training slice than half the smallest distance of
-        any held-back real slice.
+        those whose nearest other generated slice is nearer than half the smallest distance between two real slices.
+        `copied_fraction`: those nearer to a training slice than half the smallest distance of any held-back real
+        slice.
     """
     sides = likeness.generated, ~likeness.generated
     is_generated = likeness.generated[likeness.group]
@@ -231,42 +251,53 @@ def alarms(likeness: Likeness) -> dict[str, float]:
 
 
 def _fraction_below(distances, limit) -> float:
-    return float(np.mean(distances < limit)) if np.isfinite(limit) else float("nan")
+    known = np.isfinite(limit) and np.isfinite(distances).all()
+    return float(np.mean(distances < limit)) if known else float("nan")
 
 
-def _ks(one, other) -> float:
+def _ks(one, other, one_sided=False) -> float:
     """KS distance of two pairs (values, weights); NaN where values that have weight are unknown."""
     (values, weights), (other_values, other_weights) = (
         (values[weights > 0], weights[weights > 0]) for values, weights in (one, other)
     )
     if not (len(values) and len(other_values) and np.isfinite(values).all() and np.isfinite(other_values).all()):
         return float("nan")
-    return ks_distance(values, other_values, weights, other_weights)
+    return ks_distance(values, other_values, weights, other_weights, one_sided)
 
 
 def _nearest_in_groups(fields, group, comparable) -> np.ndarray:
-    """(n, G) distance from each slice to the nearest one of every other group that it may be compared with."""
+    """(n, G) distance from each slice to the nearest other one of every group that it may be compared with."""
     nearest = np.full((len(group), len(comparable)), np.inf, np.float32)
     for target in range(len(comparable)):
-        asking = comparable[group, target] & (group != target)
-        if asking.any():
-            nearest[asking, target] = nearest_neighbours(fields[asking], fields[group == target]).distance
+        members, others = group == target, comparable[group, target] & (group != target)
+        nearest[members, target] = nearest_neighbours(
+            fields[members], fields[members], excluded=np.arange(np.count_nonzero(members))
+        ).distance
+        if others.any():
+            nearest[others, target] = nearest_neighbours(fields[others], fields[members]).distance
     return nearest
 
 
-def _random_pairs(rng, group, is_generated, pairs, cross) -> tuple[np.ndarray, np.ndarray]:
-    """Slices of `pairs` random pairs of different groups in either set and, with `cross`, 2 · `pairs` across them."""
+def _random_pairs(rng, group, is_generated, pairs, cross) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slices of random pairs of different groups in either set and, with `cross`, across them; and each pair's share.
+
+    In a set whose groups are resampled the pairs have very unequal weights, which is as if there were a quarter of
+    them: a weight is a product of two Poisson numbers, of mean square 2 each. With four times as many real pairs the
+    noise floor has the noise of the pairs that the score itself has, and not twice as much.
+    """
     slices = np.arange(len(group))
     sets = slices[is_generated[group]], slices[~is_generated[group]]
-    kinds = [(side, side, pairs) for side in sets] + ([(*sets, 2 * pairs)] if cross else [])
+    kinds = [(sets[0], sets[0], pairs, 1.0), (sets[1], sets[1], 4 * pairs, 0.25)]
+    if cross:
+        kinds.append((*sets, 2 * pairs, 1.0))
     drawn = []
-    for one, other, number in kinds:
+    for one, other, number, share in kinds:
         # A few times as many as wanted, of which those within a group are dropped: all of them, with a single group.
         candidates = rng.choice(one, 3 * number), rng.choice(other, 3 * number)
         useful = np.flatnonzero(group[candidates[0]] != group[candidates[1]])[:number]
-        drawn.append([side[useful] for side in candidates])
-    first, second = (np.concatenate(side) for side in zip(*drawn, strict=True))
-    return first, second
+        drawn.append([*(side[useful] for side in candidates), np.full(len(useful), share)])
+    first, second, shares = (np.concatenate(side) for side in zip(*drawn, strict=True))
+    return first, second, shares
 
 
 def _pair_similarities(generated, real, a, first, second) -> np.ndarray:

@@ -9,14 +9,16 @@ import numpy as np
 from utils import plots
 from utils.cli import UserError
 from utils.config import Config
+from utils.logs import log
 from utils.noise import noise_floor
 from utils.runs import RunFolder
-from utils.scores import figure_of_merit, scores
+from utils.scores import figure_of_merit, ratio_to_floor, scores
 from utils.slices import SliceSet
 from utils.summaries import Summary, natural_resolution, summarise
 from utils.tboard import EventLog
 
 _GRID = 16  # slices in the picture of samples
+BUDGET = 0.05  # of the training time
 
 
 def best_weights(config: Config) -> dict[str, str]:
@@ -63,13 +65,15 @@ class Monitor:
         images = validation.read(rows)
         self._resolution = natural_resolution(images)
         self._real = self._summarise(images, universe)
-        self._floor = noise_floor(self._real).median
+        self._floor = noise_floor(self._real).mean
         if config.best_metric == "figure_of_merit" and not np.isfinite(list(self._floor.values())).any():
             raise UserError(
                 f"best_metric = figure_of_merit needs a noise floor, and {len(images)} validation slice(s) are too few"
                 " for one; slice more universes, or configure best_metric: chisq"
             )
         self._real_images = images[np.linspace(0, len(images) - 1, min(_GRID, len(images))).astype(int)]
+        self._checkpoints = 0  # of this process
+        self._warned = False
 
     def checkpoint(
         self, step: int, epoch: float, losses: dict[str, float], sample: Callable[[int, int], np.ndarray], timing: dict
@@ -87,12 +91,15 @@ class Monitor:
         sample : callable
             (number, seed) -> generated densities (number, N, N).
         timing : dict
-            Everything that depends on the clock.
+            Everything that depends on the clock. Where its `monitor_share` is above the budget of 5 %, the log says
+            once what to configure; nothing is changed, for the results of a run must not depend on the clock.
 
         Returns
         -------
         Evaluation
         """
+        self._checkpoints += 1
+        self._warn_if_costly(timing.get("monitor_share", 0.0))
         # The step is in the seed: with the same slices of noise each time, best weights would be tuned to them.
         generated = sample(self._real.slices.sum(), self.config.seed + step)
         summary = self._summarise(generated, None)
@@ -105,11 +112,24 @@ class Monitor:
         self.run.append_metrics(finite | {"timing": timing})
         return Evaluation(found, [self._names[name] for name in better])
 
+    def _warn_if_costly(self, share: float) -> None:
+        """Say once that checkpoints take too much of the time, when two whole intervals between them are over."""
+        if self._warned or self._checkpoints < 3 or share <= BUDGET:
+            return
+        self._warned = True
+        # What takes the share of an interval of n steps takes the budget of one of n times the ratio of both odds.
+        enough = math.ceil(self.config.checkpt_batch * share / (1.0 - share) * (1.0 - BUDGET) / BUDGET)
+        log.warning(
+            "TensorBoard checkpoints take %.1f %% of the time, more than %.0f %%; checkpt_batch of %d or more (now %d)"
+            " would mend it, or fewer checkpt_samples (now %d)",
+            *(100.0 * share, 100.0 * BUDGET, enough, self.config.checkpt_batch, self.config.checkpt_samples),
+        )
+
     def _scores(self, summary: Summary) -> dict[str, float]:
         """The scores of curves and distributions, and the figure of merit of these alone."""
         found = scores(summary, self._real)
         del found["bispectrum"]  # left out of the summaries: it would double their time
-        ratios = {name: value / self._floor[name] for name, value in found.items() if self._floor[name] > 0}
+        ratios = {name: ratio_to_floor(name, value, self._floor[name]) for name, value in found.items()}
         return found | {"figure_of_merit": figure_of_merit(ratios)}
 
     def _summarise(self, images: np.ndarray, universe: np.ndarray | None) -> Summary:

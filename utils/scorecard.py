@@ -4,10 +4,10 @@ import numpy as np
 
 from utils.likeness import Likeness, alarms
 from utils.noise import HIGH, LOW, NoiseFloor
-from utils.scores import DEFINITIONS, FAMILIES, UNITS, figure_of_merit, means, scores
+from utils.scores import DEFINITIONS, FAMILIES, UNITS, figure_of_merit, means, ratio_to_floor, scores
 from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, PEAK_EDGES, Summary
 
-COLLAPSED = 3.0  # a diversity ratio above this, on the side of too much likeness, is called a mode collapse
+COLLAPSED = 4.0  # a diversity ratio above this, on the side of too much likeness, is called a mode collapse
 
 
 def scorecard(
@@ -160,12 +160,12 @@ def _entry(name: str, value: float, floor: NoiseFloor, slices, p: float) -> dict
     """All that is known of one score."""
     # Of as many slices as the comparison itself: chisq is of counts and grows in proportion to them.
     scale = slices / floor.slices if name == "chisq" else 1.0
-    median, low, high = (side.get(name, np.nan) * scale for side in (floor.median, floor.low, floor.high))
+    mean, low, high = (side.get(name, np.nan) * scale for side in (floor.mean, floor.low, floor.high))
     return {
         "value": _json(value),
-        "noise_floor": _json(median),
+        "noise_floor": _json(mean),
         f"noise_floor_{LOW}_{HIGH}": [_json(low), _json(high)],
-        "ratio": _json(value / median if median > 0 else np.nan),
+        "ratio": _json(ratio_to_floor(name, value, mean)),
         "p": _json(p),
         "unit": UNITS[name],
         "definition": DEFINITIONS[name],

@@ -56,6 +56,9 @@ UNITS = dict.fromkeys(DEFINITIONS, "1") | {
     "wasserstein": "particles per voxel",
 }
 
+SQUARES = ("chisq", "chisq_pspect")
+"""Scores that grow with the square of a deviation."""
+
 FAMILIES = {
     "pixels": ("mean_density", "ks", "wasserstein", "bright_fraction"),
     "clustering": ("pspect_rms", "pspect_rms_s", "bispectrum"),
@@ -109,6 +112,17 @@ def scores(generated: Summary, real: Summary, likeness: Likeness | None = None) 
     if likeness is not None:
         found |= likeness_scores(likeness, likeness.generated, ~likeness.generated)
     return found
+
+
+def ratio_to_floor(name: str, value: float, floor: float) -> float:
+    """How many times as far as other real universes a score is; NaN without a floor.
+
+    Score over noise floor; for the two chi-squares, which are sums of squares, the root of that, so that twice the
+    deviation doubles every ratio.
+    """
+    if not floor > 0:
+        return float("nan")
+    return float((value / floor) ** (0.5 if name in SQUARES else 1.0))
 
 
 def figure_of_merit(ratios: dict[str, float | None]) -> float:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 
-from utils.stacks import batches, checked, positive
+from utils.stacks import batches, checked, map_parts, positive
 
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest scale first
 _WINDOW, _SIGMA = 11, 1.5  # pixels; Wang et al. 2004
@@ -68,9 +68,7 @@ def ms_ssim(one, other, data_range=2.0, scales=None) -> np.ndarray:
         raise ValueError(f"{scales} scales are not possible with {one.shape[-1]} pixels per side; at most {most} are")
     weights = np.array(SCALE_WEIGHTS[:scales]) / sum(SCALE_WEIGHTS[:scales])
 
-    result = np.empty(len(one))
-    for start in range(0, len(one), _PAIRS_AT_ONCE):
-        part = slice(start, start + _PAIRS_AT_ONCE)
+    def of_part(part):
         pair = [np.concatenate(list(batches(stack[part]))).astype(np.float64) for stack in (one, other)]
         product = 1.0
         for scale, weight in enumerate(weights):
@@ -78,8 +76,9 @@ def ms_ssim(one, other, data_range=2.0, scales=None) -> np.ndarray:
             last = scale == scales - 1
             product = product * np.maximum(full if last else structure, 0.0) ** weight
             pair = [_halved(stack) for stack in pair]
-        result[part] = product
-    return result
+        return product
+
+    return np.concatenate(map_parts(of_part, len(one), _PAIRS_AT_ONCE))
 
 
 def number_of_scales(pixels: int) -> int:
@@ -155,7 +154,7 @@ def coarse(fields) -> np.ndarray:
     )
 
 
-def nearest_neighbours(queries, references, symmetries=False) -> Neighbours:
+def nearest_neighbours(queries, references, symmetries=False, excluded=None) -> Neighbours:
     """The nearest reference of each query, by root mean square difference per pixel.
 
     Every query is compared with every reference: work and results are those of brute force, done as matrix products.
@@ -166,11 +165,14 @@ def nearest_neighbours(queries, references, symmetries=False) -> Neighbours:
         Usually from `coarse`.
     symmetries : bool
         Look for the queries in all eight orientations, so that mirrored and turned copies are found too.
+    excluded : (n,) integers, optional
+        The reference that each query is not compared with: itself, where a set is searched for its own neighbours.
 
     Returns
     -------
     Neighbours
-        A named tuple `distance` (n,), `index` (n,). Copies are at distance 0.
+        A named tuple `distance` (n,), `index` (n,). Copies are at distance 0; the distance is infinite where the only
+        reference is excluded.
 
     Raises
     ------
@@ -189,9 +191,13 @@ def nearest_neighbours(queries, references, symmetries=False) -> Neighbours:
         part = slice(start, start + _QUERIES_AT_ONCE)
         for turned in _orientations(queries[part]) if symmetries else (queries[part],):
             rows = (turned - centre).reshape(len(turned), -1)
-            best = np.argmin(squares - 2.0 * rows @ flat.T, axis=1)
+            products = squares - 2.0 * rows @ flat.T
+            if excluded is not None:
+                products[np.arange(len(rows)), excluded[part]] = np.inf
+            best = np.argmin(products, axis=1)
             # From the difference itself: |q|² + |r|² − 2 q·r would leave a copy at a distance of rounding noise.
             found = np.sqrt(np.mean((rows - flat[best]) ** 2, axis=1))
+            found[np.isinf(products[np.arange(len(rows)), best])] = np.inf
             better = found < distance[part]
             distance[part][better], index[part][better] = found[better], best[better]
     return Neighbours(distance, index)

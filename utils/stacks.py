@@ -43,6 +43,12 @@ def map_batches(function: Callable[[np.ndarray], np.ndarray], images: np.ndarray
         return list(pool.map(function, batches(images)))
 
 
+def map_parts(function: Callable[[slice], np.ndarray], number: int, size: int) -> list:
+    """Results of a function of consecutive slices of `number` things, `size` at a time, in order, in threads."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(function, (slice(start, start + size) for start in range(0, number, size))))
+
+
 def mean_of(images: np.ndarray) -> float:
     """Mean of all pixels of a checked stack."""
     return float(sum(map_batches(lambda batch: batch.sum(dtype=np.float64), images)) / images.size)
