@@ -313,6 +313,13 @@ def test_slices_of_shards_are_read_as_hdf5_reads_them(fresh):
             opened.read([0])
 
 
+def test_slabs_are_read_from_where_they_begin(tmp_path):
+    write_universes(tmp_path / "in", 2)
+    for split, content in slice_them(tmp_path, "--img-dim", 8, "--stride", 1).items():
+        with open_slices("raw", split, 8, tmp_path) as opened:
+            assert np.array_equal(opened.read(np.arange(len(opened))), content["slices"])
+
+
 READ_ALL = """
 import resource, sys
 from concurrent.futures import ThreadPoolExecutor
