@@ -28,6 +28,7 @@ from tests.universe_files import (
 )
 from utils.cli import UserError
 from utils.data_set import Entry, assign
+from utils.provenance import run_record
 from utils.slice_plan import draw_splits
 from utils.slices import open_slices
 
@@ -197,6 +198,24 @@ def test_a_universe_that_has_changed_is_sliced_again(fresh):
     row = after[split]["file"].index(name)
     numbers = after[split]["slices"][after[split]["universe"] == row].max(axis=(1, 2)) // 4096
     assert set(numbers.tolist()) == {5}
+
+
+def test_the_record_of_a_run_tells_other_pixels(fresh, tiny_config):
+    def data():
+        slice_them(fresh, *OPTIONS)
+        with open_train(fresh) as opened:
+            return run_record(tiny_config, {"train": opened}, {})["data"]["train"], opened.universe.tolist()
+
+    before = data()
+    with h5py.File(fresh / "raw_train.h5") as file:
+        name = file["universes/file"][0].decode()
+    with h5py.File(fresh / "in" / name, "r+") as file:
+        file["full"][0, 0, 0, 0] += 1
+    os.utime(fresh / "in" / name, (1, 1))
+    after = data()
+    assert after[1] == before[1]
+    assert after[0] != before[0]
+    assert after[0]["path"] == before[0]["path"]
 
 
 def test_vanished_universes_keep_their_slices_until_their_shards_go(fresh, at_once):
