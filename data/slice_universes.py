@@ -93,15 +93,11 @@ class Job:
 # ---- Looking at what is there ----
 
 
-def warn(error: Exception) -> None:
-    tqdm.write(f"slice_universes.py: warning: skipped {' '.join(str(error).split())}", file=sys.stderr)
-
-
 def on_damage(error: DamagedUniverse, job: Job) -> None:
     """End the program, or warn."""
     if not job.skip_damaged:
         raise UserError(f"{error} (--skip-damaged goes on without such files)") from error
-    warn(error)
+    tqdm.write(f"slice_universes.py: warning: skipped {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def look(paths: list[Path], job: Job, shards: ShardFolder) -> list[Found]:

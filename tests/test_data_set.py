@@ -28,6 +28,7 @@ from tests.universe_files import (
 )
 from utils.cli import UserError
 from utils.data_set import Entry, assign
+from utils.provenance import run_record
 from utils.slice_plan import draw_splits
 from utils.slices import open_slices
 
@@ -199,6 +200,24 @@ def test_a_universe_that_has_changed_is_sliced_again(fresh):
     assert set(numbers.tolist()) == {5}
 
 
+def test_the_record_of_a_run_tells_other_pixels(fresh, tiny_config):
+    def data():
+        slice_them(fresh, *OPTIONS)
+        with open_train(fresh) as opened:
+            return run_record(tiny_config, {"train": opened}, {})["data"]["train"], opened.universe.tolist()
+
+    before = data()
+    with h5py.File(fresh / "raw_train.h5") as file:
+        name = file["universes/file"][0].decode()
+    with h5py.File(fresh / "in" / name, "r+") as file:
+        file["full"][0, 0, 0, 0] += 1
+    os.utime(fresh / "in" / name, (1, 1))
+    after = data()
+    assert after[1] == before[1]
+    assert after[0] != before[0]
+    assert after[0]["path"] == before[0]["path"]
+
+
 def test_vanished_universes_keep_their_slices_until_their_shards_go(fresh, at_once):
     before = split_of_slices(slice_them(fresh, *OPTIONS))
     (fresh / "in/deep/down/0/universe_02.hdf5").unlink()
@@ -311,6 +330,13 @@ def test_slices_of_shards_are_read_as_hdf5_reads_them(fresh):
             assert opened.mean == pytest.approx(content["slices"].mean(dtype=float), rel=1e-14)
         with pytest.raises(ValueError, match="closed"):
             opened.read([0])
+
+
+def test_slabs_are_read_from_where_they_begin(tmp_path):
+    write_universes(tmp_path / "in", 2)
+    for split, content in slice_them(tmp_path, "--img-dim", 8, "--stride", 1).items():
+        with open_slices("raw", split, 8, tmp_path) as opened:
+            assert np.array_equal(opened.read(np.arange(len(opened))), content["slices"])
 
 
 READ_ALL = """

@@ -188,11 +188,15 @@ def test_an_interrupted_run_replaces_nothing_and_is_continued(tmp_path, number, 
     write_slow_universe(tmp_path / "in/slow.hdf5")
     options = ["in", "--img-dim", "8", "--stride", "1", "--out", "raw", "--jobs", str(jobs)]
     command = [sys.executable, ROOT / SCRIPT, *options]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+    pipes = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen(command, cwd=tmp_path, **pipes) as process:
         while not is_being_written(tmp_path) and process.poll() is None:
             time.sleep(0.01)
-        process.send_signal(number)
-        errors = process.communicate()[1]
+        if number == signal.SIGKILL:
+            process.kill()
+        else:
+            os.killpg(process.pid, number)  # terminals and schedulers send it to all processes
+        errors = process.communicate()[1]  # returns when the last of them has ended
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number)
     if number != signal.SIGKILL:
         assert len(errors.splitlines()) <= 1

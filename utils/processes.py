@@ -3,11 +3,15 @@
 import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from utils.cli import CleanExit, UserError
+
+_TERMINATED = 128 + signal.SIGTERM
 
 
 def map_unordered(function: Callable, items: Sequence, jobs: int) -> Iterator[tuple[object, object]]:
@@ -40,7 +44,7 @@ def map_unordered(function: Callable, items: Sequence, jobs: int) -> Iterator[tu
     try:
         for item in items[:jobs]:
             connection, process = _start(function)
-            processes.append(process)
+            processes.append((connection, process))
             connection.send(next(waiting))
             busy[connection] = (process, item)
         while busy:
@@ -48,17 +52,19 @@ def map_unordered(function: Callable, items: Sequence, jobs: int) -> Iterator[tu
                 process, item = busy.pop(connection)
                 try:
                     result = connection.recv()
-                except EOFError:
+                    following = next(waiting, None)
+                    if following is not None:
+                        connection.send(following)
+                        busy[connection] = (process, following)
+                except (EOFError, ConnectionError):
                     raise _death(process) from None
-                following = next(waiting, None)
-                if following is not None:
-                    connection.send(following)
-                    busy[connection] = (process, following)
                 yield item, result
     finally:
-        for process in processes:
+        for connection, process in processes:
             process.terminate()
-        for process in processes:
+            # A signal may get lost where Python ignores exceptions, in a destructor: then there is nobody to work for.
+            connection.close()
+        for _, process in processes:
             process.join()
 
 
@@ -67,22 +73,47 @@ def _start(function: Callable):
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(function, there), daemon=True)
-    # Ctrl-C reaches all processes of a terminal; only this one is to act upon it.
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with _undisturbed():
         process.start()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     there.close()
     return here, process
 
 
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Start processes that never hear Ctrl-C, which reaches all of a terminal: only this one is to act upon it.
+
+    Signals that arrive meanwhile are put off, lest a process starts that nobody knows of.
+    """
+    # What multiprocessing starts for itself on first use would end the blocking.
+    multiprocessing.resource_tracker.ensure_running()
+    arrived = []
+    handlers = {n: signal.signal(n, lambda number, _: arrived.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by what starts
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in arrived:
+            signal.raise_signal(number)
+
+
 def _serve(function: Callable, connection) -> None:
     """Work until there is nobody to work for."""
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, _leave)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             connection.send(_attempt(function, connection.recv()))
+    # It is on its way out anyway.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _leave(*_) -> NoReturn:
+    """End, undisturbed by another signal while what is unfinished is deleted."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(_TERMINATED)
 
 
 def _attempt(function: Callable, item):
@@ -94,6 +125,6 @@ def _attempt(function: Callable, item):
 
 def _death(process) -> Exception:
     process.join()
-    if process.exitcode < 0:
+    if process.exitcode < 0 or process.exitcode == _TERMINATED:
         return UserError("a process was killed, probably for want of memory: use fewer --jobs")
     return RuntimeError(f"a process ended with exit code {process.exitcode}")
