@@ -174,14 +174,14 @@ def similar_pairs(job: Job, generated: Generated, real: Real) -> list[tuple]:
     one, other = int(np.argmin(held_back.distance)), int(np.argmin(known.distance))
     with open_slices(job.config.dataname, "train", job.config.img_dim) as training:
         copied = training.read(real.training_rows[[known.index[other]]])[0]
-    labels = (
-        f"Nearest {job.split} slice: {held_back.distance[one]:.3f}",
-        f"Nearest training slice: {known.distance[other]:.3f}",
-    )
-    return [
-        (generated.images[one], real.images[held_back.index[one]], "Generated", labels[0]),
-        (generated.images[other], copied, "Generated", labels[1]),
-    ]
+    near = real.images[held_back.index[one]]
+    pairs = []
+    for image, real_image, what, distance in (
+        (generated.images[one], near, f"Nearest {job.split} slice", held_back.distance[one]),
+        (generated.images[other], copied, "Nearest training slice", known.distance[other]),
+    ):
+        pairs.append((image, real_image, "Generated", what, f"Distance {distance:.3f}"))
+    return pairs
 
 
 def interpolations(generator, seed: int) -> np.ndarray:

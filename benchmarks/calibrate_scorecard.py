@@ -172,6 +172,8 @@ def main():
     arguments = parser.parse_args()
     pool = read_pool(arguments.files)
     number = len(np.unique(pool.universe))
+    if arguments.each < 3:
+        raise UserError(f"--each {arguments.each}: at least 3 universes make a noise floor worth calibrating")
     if number < 3 * arguments.each:
         raise UserError(f"{number} universes are too few for three sets of {arguments.each}")
     print(f"{number} universes, {len(pool.images)} slices; {arguments.each} universes in each set")

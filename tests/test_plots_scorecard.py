@@ -117,11 +117,13 @@ def test_scores_unknown():
 
 def test_pairs(everything):
     images = everything[5]
-    pairs = [(images[0], images[1], "Generated", "Nearest"), (images[2], images[3], "Generated", "Training slice")]
+    labels = [("Generated", "Nearest", "Distance 1"), ("Generated", "Training slice", "Distance 2")]
+    pairs = [(images[0], images[1], *labels[0]), (images[2], images[3], *labels[1])]
     figure = pairs_figure(pairs, "pwr", A, "base")
     drawn = [ax for ax in figure.axes if ax.images]
     titles = [ax.get_title() for ax in drawn[:6]]
-    assert titles == ["Generated", "Nearest", "Difference in $s$", "Generated", "Training slice", "Difference in $s$"]
+    assert titles == [*labels[0], *labels[1]]
+    assert "Difference in $s$" in [ax.get_ylabel() for ax in figure.axes]
     np.testing.assert_array_equal(drawn[4].images[0].get_array(), images[3])
     np.testing.assert_allclose(
         drawn[5].images[0].get_array(), transform(images[2], A) - transform(images[3], A), rtol=1e-6

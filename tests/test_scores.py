@@ -250,6 +250,15 @@ def test_the_floor_depends_on_seed_and_nothing_else():
     assert noise_floor(rows, None, 20, seed=1).mean == pytest.approx(noise_floor(real, None, 20, seed=1).mean)
 
 
+def test_universes_of_equal_mass_do_not_hide_a_wrong_brightness():
+    rng = np.random.default_rng(0)
+    images = np.stack([rng.permutation(slices(1).ravel()).reshape(16, 16) for _ in range(12)])
+    real = summary(images, universe=np.arange(12) // 3)
+    entry = scorecard(summary(1.05 * images), real, noise_floor(real, repeats=20))["scores"]["mean_density"]
+    assert entry["noise_floor"] == pytest.approx(1 / np.sqrt(images.sum()))
+    assert entry["ratio"] == pytest.approx(0.05 * np.sqrt(images.sum()))
+
+
 def test_floor_from_blocks_says_so():
     floor = noise_floor(summary(slices(40), universe=np.repeat([3, 7], 20)), repeats=30)
     assert (floor.reliable, floor.universes, floor.groups) == (False, 2, 16)

@@ -1,10 +1,10 @@
 """Who resembles whom among generated and real slices: the scores that compare slices with slices, not curves.
 
 Diversity (MS-SSIM of pairs), repetition (nearest neighbour within a set) and memorisation (nearest neighbour in the
-training set). Neighbouring slices of a universe resemble each other, so pairs are taken of two groups, a group being a
-universe; and repetition allows a generated set all from what real slices of different universes show to what they show
-as they lie. Generated slices have no universes; they are dealt at random into as many groups as there are real ones,
-so that they can be resampled. Pure NumPy.
+training set). Neighbouring slices of a universe resemble each other. A generated set whose slices are independent has
+to be as real slices of different universes are, and one that is real universes as all real slices are: diversity and
+repetition allow for both. Generated slices have no universes; they are dealt at random into as many groups as there are
+real universes, so that they can be resampled. Pure NumPy.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,9 @@ from utils.transforms import transform
 
 DEFINITIONS = {
     "diversity": (
-        "|m_gen - m_real|, m the mean MS-SSIM (Wang et al. 2003) of s of random pairs of slices, none of one universe;"
-        " m_gen > m_real: less diverse than the real set (mode collapse)"
+        "|m_gen - m_real|, m the mean MS-SSIM (Wang et al. 2003) of s of random pairs of slices, real ones of any"
+        " universe or of different ones, whichever is nearer; m_gen > m_real: less diverse than the real set (mode"
+        " collapse)"
     ),
     "repetition": (
         "distance of each slice to the nearest other one of its set: how far the cumulative distribution of the"
@@ -47,7 +48,7 @@ class Likeness:
     group: np.ndarray
     """(n,) int64, group of each slice."""
     pairs: np.ndarray
-    """(p, 2) int64, groups of the two slices of every pair that was drawn; never the same one twice."""
+    """(p, 2) int64, groups of the two different slices of every pair that was drawn."""
     similarity: np.ndarray
     """(p,) float64, MS-SSIM of s of these pairs; empty for images too small for it."""
     share: np.ndarray
@@ -133,28 +134,32 @@ def likeness_scores(likeness: Likeness, generated, real, candidates=None) -> dic
         MS-SSIM, or there is no training set.
     """
     sides = [np.asarray(weights, dtype=np.float64) for weights in (generated, real)]
-    means = [mean_similarity(likeness, weights) for weights in sides]
+    similarity, of_real = (mean_similarity(likeness, weights) for weights in sides)
+    of_real_apart = mean_similarity(likeness, sides[1], apart=True)
     own, real_own, real_apart = (
         _distribution(likeness, "repetition", side, candidates, apart)
         for side, apart in ((sides[0], False), (sides[1], False), (sides[1], True))
     )
     return {
-        "diversity": abs(means[0] - means[1]),
-        # NumPy's maximum hands NaN on.
+        # NumPy's minimum and maximum hand NaN on.
+        "diversity": float(np.minimum(abs(similarity - of_real), abs(similarity - of_real_apart))),
         "repetition": float(np.maximum(_ks(own, real_own, one_sided=True), _ks(real_apart, own, one_sided=True))),
         "memorisation": _ks(*(_distribution(likeness, "memorisation", side) for side in sides)),
     }
 
 
-def mean_similarity(likeness: Likeness, weights) -> float:
-    """Mean MS-SSIM over the pairs of slices of two different groups that are in a set (G,); NaN without any."""
-    weights = _pair_weights(likeness, weights)
+def mean_similarity(likeness: Likeness, weights, apart=False) -> float:
+    """Mean MS-SSIM over the pairs of slices in a set (G,), or over those of two groups (`apart`); NaN without any."""
+    weights = _pair_weights(likeness, weights, apart)
     return float(weights @ likeness.similarity / weights.sum()) if weights.sum() > 0 else float("nan")
 
 
-def _pair_weights(likeness: Likeness, weights) -> np.ndarray:
+def _pair_weights(likeness: Likeness, weights, apart=False) -> np.ndarray:
     """(p,) weight of each pair in a set whose groups are taken `weights` (G,) times."""
-    return likeness.share * np.asarray(weights, dtype=np.float64)[likeness.pairs].prod(axis=1)
+    first, second = np.asarray(weights, dtype=np.float64)[likeness.pairs].T
+    within = likeness.pairs[:, 0] == likeness.pairs[:, 1]
+    # A group that is taken twice has its own pairs twice; those of a slice with its double do not count.
+    return likeness.share * np.where(within, 0.0 if apart else first, first * second)
 
 
 def within_distances(likeness: Likeness, candidates, apart=False) -> np.ndarray:
@@ -180,7 +185,7 @@ def likeness_curve(likeness: Likeness, name: str, generated: bool, points, repea
     repeats : int
         Resampled sets behind the band.
     apart : bool
-        For "repetition": neighbours in other groups only.
+        For diversity and repetition: pairs of, or neighbours in, other groups only.
 
     Returns
     -------
@@ -221,7 +226,7 @@ def _distribution(likeness: Likeness, name: str, weights, candidates=None, apart
     """Values behind a score in a set (G,), and the weight of each."""
     weights = np.asarray(weights, dtype=np.float64)
     if name == "diversity":
-        return likeness.similarity, _pair_weights(likeness, weights)
+        return likeness.similarity, _pair_weights(likeness, weights, apart)
     candidates = weights > 0 if candidates is None else candidates
     values = within_distances(likeness, candidates, apart) if name == "repetition" else likeness.training
     return values, weights[likeness.group]
@@ -279,7 +284,7 @@ def _nearest_in_groups(fields, group, comparable) -> np.ndarray:
 
 
 def _random_pairs(rng, group, is_generated, pairs, cross) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slices of random pairs of different groups in either set and, with `cross`, across them; and each pair's share.
+    """Slices of random pairs in either set and, with `cross`, across them; and each pair's share.
 
     In a set whose groups are resampled the pairs have very unequal weights, which is as if there were a quarter of
     them: a weight is a product of two Poisson numbers, of mean square 2 each. With four times as many real pairs the
@@ -292,9 +297,9 @@ def _random_pairs(rng, group, is_generated, pairs, cross) -> tuple[np.ndarray, n
         kinds.append((*sets, 2 * pairs, 1.0))
     drawn = []
     for one, other, number, share in kinds:
-        # A few times as many as wanted, of which those within a group are dropped: all of them, with a single group.
-        candidates = rng.choice(one, 3 * number), rng.choice(other, 3 * number)
-        useful = np.flatnonzero(group[candidates[0]] != group[candidates[1]])[:number]
+        # Twice as many as wanted, of which those of a slice with itself are dropped: all of them, with a single slice.
+        candidates = rng.choice(one, 2 * number), rng.choice(other, 2 * number)
+        useful = np.flatnonzero(candidates[0] != candidates[1])[:number]
         drawn.append([*(side[useful] for side in candidates), np.full(len(useful), share)])
     first, second, shares = (np.concatenate(side) for side in zip(*drawn, strict=True))
     return first, second, shares

@@ -48,6 +48,9 @@ def noise_floor(real: Summary, likeness: Likeness | None = None, repeats=200, se
     these U, and a generator at ratio 1 is as far away as they are on average; a generator without any error and with
     endless samples comes to about 1/√2, since then only the real set is noisy.
 
+    No floor of the mean density is below the shot noise of as many particles, 1/√particles. Whole boxes all have the
+    same mass, to the last particle; a floor of 0 would leave the ratio of a generator that is too bright unknown.
+
     The mean, not the median: where a score is a single number (the mean density), its distribution is that of the
     modulus of a normal deviate, which is beyond three times its median in one of 23 cases.
 
@@ -98,6 +101,7 @@ def noise_floor(real: Summary, likeness: Likeness | None = None, repeats=200, se
                 weights[:, real_groups] = pair
                 row |= likeness_scores(likeness, *weights, candidates=~likeness.generated)
         table = {name: np.array([row[name] for row in rows]) for name in names}
+        table["mean_density"] = np.maximum(table["mean_density"], _shot_noise(real))
     return NoiseFloor(
         mean={name: _mean(column) for name, column in table.items()},
         low={name: _percentile(column, LOW) for name, column in table.items()},
@@ -151,6 +155,12 @@ def p_values(
     return {
         name: number / (1 + repeats) if np.isfinite(found[name]) else float("nan") for name, number in higher.items()
     }
+
+
+def _shot_noise(real: Summary) -> float:
+    """Relative standard deviation of the number of particles of a set, were they independent; 0 without particles."""
+    particles = real.mass.sum() * real.settings.pixels**2
+    return float(1.0 / np.sqrt(particles)) if particles > 0 else 0.0
 
 
 def _draws(rng, number: int, repeats: int) -> np.ndarray:

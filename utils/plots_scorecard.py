@@ -124,7 +124,8 @@ def likeness_figure(likeness: Likeness, title=None, real_label="validation") -> 
     """Draw the cumulative distributions behind diversity, repetition and memorisation, with bootstrap bands.
 
     Generated slices to the right of real ones in the first panel: less diverse. To the left in the others: nearer
-    to one another, or to the training set, than real slices of different universes are.
+    to one another, or to the training set, than real slices are. Neighbouring real slices of one universe resemble
+    each other; the dashed curve, of neighbours in other universes only, shows how much that is.
     """
     figure = Figure(figsize=(12.0, 4.0), layout="constrained")
     for ax, name in zip(figure.subplots(1, 3, sharey=True), _LIKENESS_LABELS, strict=True):
@@ -132,6 +133,8 @@ def likeness_figure(likeness: Likeness, title=None, real_label="validation") -> 
     figure.axes[0].set_ylabel("Fraction at or below")
     if drawn := [ax for ax in figure.axes if ax.lines]:
         drawn[0].legend(frameon=False, loc="lower right")
+    if apart := [line for ax in figure.axes for line in ax.lines if line.get_linestyle() == "--"]:
+        apart[0].axes.legend(handles=apart, frameon=False, loc="lower right")
     if title:
         figure.suptitle(title, fontsize=12)
     return figure
@@ -147,6 +150,9 @@ def draw_likeness(ax, likeness: Likeness, name: str, real_label="validation") ->
         return
     curve, other = (likeness_curve(likeness, name, side, points) for side in (False, True))
     _curve_pair(ax, points, other, curve, real_label)
+    if name == "repetition":
+        apart = likeness_curve(likeness, name, False, points, apart=True)
+        ax.plot(points, apart.mean, color=REAL, lw=1.2, ls="--", label=f"{real_label.capitalize()}, other universes")
     ax.set_ylim(0.0, 1.0)
 
 
@@ -199,8 +205,8 @@ def pairs_figure(pairs: list[tuple], cscale, datascale, title=None) -> Figure:
 
     Parameters
     ----------
-    pairs : list of (image, image, label, label)
-        Two densities (N, N), and what each is.
+    pairs : list of (image, image, label, label, label)
+        Two densities (N, N), what each is, and what stands above their difference.
     cscale, datascale, title
         As for `utils.plots.sample_grid`.
     """
@@ -213,11 +219,11 @@ def pairs_figure(pairs: list[tuple], cscale, datascale, title=None) -> Figure:
             ax.set_title(label, fontsize=10)
         s = colour_scale("lin", datascale)[1]
         difference = row[2].imshow(s(one) - s(other), cmap="RdBu_r", vmin=-2.0, vmax=2.0)
-        row[2].set_title("Difference in $s$", fontsize=10)
+        row[2].set_title(labels[2], fontsize=10)
         for ax in row:
             ax.set_xticks([])
             ax.set_yticks([])
-    figure.colorbar(difference, ax=axes[:, 2], fraction=0.046, pad=0.02)
+    figure.colorbar(difference, ax=axes[:, 2], fraction=0.046, pad=0.02).set_label("Difference in $s$")
     colour_bar(figure, drawn, axes[:, :2], cscale, datascale)
     if title:
         figure.suptitle(title, fontsize=12)

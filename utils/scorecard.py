@@ -7,7 +7,11 @@ from utils.noise import HIGH, LOW, NoiseFloor
 from utils.scores import DEFINITIONS, FAMILIES, UNITS, figure_of_merit, means, ratio_to_floor, scores
 from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, PEAK_EDGES, Summary
 
-COLLAPSED = 4.0  # a diversity ratio above this, on the side of too much likeness, is called a mode collapse
+RATIO_MEANING = (
+    "Ratio 1: as far from the real slices as other real universes are on average. Score over noise floor, for the two"
+    " chi-squares the root of that; other real universes are seldom beyond 3"
+)
+COLLAPSED = 6.0  # a diversity ratio above this, on the side of too much likeness, is called a mode collapse
 
 
 def scorecard(
@@ -62,7 +66,7 @@ def scorecard(
         },
         "noise_floor": {
             "meaning": (
-                "the score of as many other real universes; ratio 1: as far from the real set as they are."
+                "the mean score of as many other real universes; ratio 1: as far from the real set as they are."
                 " Fewer generated than real slices add noise of their own to the value, not to the floor"
             ),
             "basis": floor.basis,
@@ -98,7 +102,7 @@ def markdown(card: dict, title: str) -> str:
         floor = f"{_cell(score['noise_floor'])} ({_cell(low)} to {_cell(high)})"
         numbers = f"{_cell(score['value'])} | {score['unit']} | {floor} | {_cell(score['ratio'])}"
         lines.append(f"| {name} | {numbers} | {_cell(score['p']) if score['p'] else '-'} |")
-    lines += ["", "Ratio 1: as far from the real slices as other real universes are.", ""]
+    lines += ["", f"{RATIO_MEANING}.", ""]
     sets = card["sets"]
     lines.append(
         f"{sets['generated']['slices']} generated slices against {sets['real']['slices']} real ones of"
