@@ -177,6 +177,7 @@ def test_other_data_end_bit_exactness_with_a_warning(place, copied, sliced):
     (copied / "checkpoints" / "state_000000050.npz").unlink()
     (place / "data").unlink()
     (place / "data").mkdir()
+    (place / "data" / "raw_shards").symlink_to(sliced / "data" / "raw_shards")
     for split in ("train", "val"):
         content = bytearray((sliced / "data" / f"raw_{split}.h5").read_bytes())
         (place / "data" / f"raw_{split}.h5").write_bytes(content + b"\0" * 10)
