@@ -73,13 +73,14 @@ def start_tensorflow(
 
         names = _choose_devices(tf, devices)
         if choice in ("auto", "multiworker") and cluster:
-            strategy = _join(tf, cluster, meet)
+            kind, strategy = "multiworker", _join(tf, cluster, meet)
         elif choice == "mirrored" or (choice == "auto" and len(names) > 1):
-            strategy = tf.distribute.MirroredStrategy(names)
+            kind, strategy = "mirrored", tf.distribute.MirroredStrategy(names)
         else:
-            strategy = tf.distribute.get_strategy()
+            kind, strategy = "single", tf.distribute.get_strategy()
         tf.config.list_logical_devices()
-    return Machine(strategy, _describe(tf, strategy, cluster))
+    workers = cluster.size if kind == "multiworker" else 1
+    return Machine(strategy, _describe(tf, kind, workers, strategy.num_replicas_in_sync))
 
 
 def _choose_devices(tf, devices: int | None) -> list[str]:
@@ -136,16 +137,15 @@ def _tasks_per_node() -> int:
     return max(int(count.partition("(")[0]) for count in counts)
 
 
-def _describe(tf, strategy, cluster: Cluster | None) -> dict:
+def _describe(tf, strategy: str, workers: int, replicas: int) -> dict:
     gpus = tf.config.get_visible_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
-    kind = type(strategy).__name__.removesuffix("V1")
     return {
         "kind": "GPU" if gpus else "CPU",
         "devices": details or ["CPU"],
-        "strategy": "single" if kind == "_DefaultDistributionStrategy" else kind,
-        "workers": cluster.size if cluster and "MultiWorker" in kind else 1,
-        "replicas": strategy.num_replicas_in_sync,
+        "strategy": strategy,
+        "workers": workers,
+        "replicas": replicas,
         # Rounding depends on how many threads share a sum.
         "tf32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
         "xla": tf.config.optimizer.get_jit() or "off",

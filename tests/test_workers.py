@@ -57,9 +57,12 @@ def test_two_processes_train_as_one_and_one_goes_on_when_the_other_dies(place):
     alone = run_script("train.py", "tiny", 0, cwd=place)
     assert alone.returncode == 0, alone.stderr
     _, workers = start_workers(place, 1)
+    said = []
     for worker in workers:
-        _, error = worker.communicate(timeout=120)
+        output, error = worker.communicate(timeout=120)
         assert worker.returncode == 0, error
+        said.append(output)
+    assert "multiworker: 2 replicas in 2 process(es)" in said[0]
     assert_equal_to_rounding(state_of(place, 0, 50), state_of(place, 1, 50))
 
     addresses, (first, second) = start_workers(place, 2, "--set", "Nepochs=2000", "--set", "save_steps=10")

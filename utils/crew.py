@@ -121,9 +121,9 @@ class Crew:
         """Tell the others that this worker will not come; for a while only, since they may not come either."""
         refusal = json.dumps({"refused": words}) + "\n"
         with contextlib.suppress(CleanExit):
-            if not self.is_first and self.cluster.addresses:
+            if not self.is_first and self.cluster.addresses and not self._connections:
                 self._report({"rank": self.rank, "refused": words}, _LAST_PATIENCE)
-            elif self.cluster.addresses:
+            elif self.is_first and self.cluster.addresses:
                 self._gather(_LAST_PATIENCE, refusing=True)
         self._leave(refusal)
 
@@ -169,6 +169,8 @@ class Crew:
         for _ in _glances(self._stop, patience):
             if connection is None:
                 connection = _connect(host.strip("[]"), int(port), message)
+                if connection:
+                    self._connections[0] = connection
                 continue
             with contextlib.suppress(TimeoutError):
                 received = _receive(connection)
@@ -179,7 +181,6 @@ class Crew:
                     break
         else:
             raise UserError(f"{first} did not answer within {patience:.0f} s; start all workers together")
-        self._connections[0] = connection
         if refused := json.loads(answer).get("refused"):
             raise UserError(f"worker 0 has ended: {refused}")
 
