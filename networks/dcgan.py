@@ -248,7 +248,6 @@ def _batch_norm(config: Config, axis: int = -1) -> BatchNormalization:
         momentum=0.9,
         epsilon=1e-5,
         synchronized=config.sync_batchnorm,
-        twice_differentiable=config.r1_weight > 0,
         dtype="float32",
     )
 
