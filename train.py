@@ -12,6 +12,7 @@ stopped on request, to be resumed.
 """
 
 import argparse
+import dataclasses
 import json
 import shlex
 import sys
@@ -96,6 +97,7 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
         follow(arguments, config, training, crew, stop)
         return
     folder = RunFolder(config.tag, arguments.run)
+    config = folder.settled(config)
     folder.check(config, arguments.resume)
     if arguments.init_from and not saved_steps(folder.checkpoints):
         for network in ("g", "d"):
@@ -153,6 +155,8 @@ def train(
         log.info("%s: waiting for %d other workers", crew.cluster.source, crew.size - 1)
     machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet)
     log.info("computing on %s", describe_machine(machine.description))
+    config = settle_precision(config, machine)
+    log.info("precision: %s", config.precision)
     from utils.monitor import Monitor
     from utils.streaming import BatchStream
 
@@ -227,6 +231,7 @@ def train(
 def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: StopRequest) -> None:
     """Train as a worker that is not the first: compute its share of every batch, and write nothing."""
     machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet)
+    config = settle_precision(config, machine)
     from utils.streaming import BatchStream
 
     print(f"{crew.cluster.name(crew.rank)} of {crew.size} computes its share; the first one writes log and results")
@@ -276,6 +281,13 @@ def asked_to_stop(gan, crew: Crew, stop: StopRequest, due: Due) -> str | None:
     if due.log and gan.any_worker(stop.signal_name is not None):
         return stop.signal_name or "a signal to another worker"
     return None
+
+
+def settle_precision(config: Config, machine) -> Config:
+    """The configuration with the precision that `auto` stands for on these devices; the same for all workers."""
+    from networks.precision import choose_precision
+
+    return dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
 
 
 def build_gan(config: Config, training: SliceSet, total_steps: int, strategy):

@@ -32,7 +32,7 @@ def multiply_adds(network) -> int:
         if len(kernel.shape) == 4:
             # The side that is not strided over: the output of a convolution, the input of a transposed one.
             sides = [tensor.shape for tensor in (layer.input, layer.output)]
-            pixels = min(shape[2] * (shape[1] if layer.data_format == "channels_last" else shape[3]) for shape in sides)
+            pixels = min(shape[1] * shape[2] for shape in sides)
         total += int(np.prod(kernel.shape)) * pixels
     return total
 

@@ -27,6 +27,7 @@ from networks.distribution import (
 )
 from networks.images import images_from_s, random_symmetry
 from networks.losses import crossentropy, mean_ring_power, r1_penalty, ring_weights, spectral_loss
+from networks.optimizers import build_optimizer, first_moments, share_overflow
 from utils.config import Config
 from utils.runs import find_weights
 from utils.transforms import transform
@@ -92,8 +93,8 @@ class GAN:
         self.generator = build_generator(config)
         self.discriminator = build_discriminator(config)
         self.average_generator = build_generator(config) if config.ema_decay > 0 else None
-        self.generator_optimizer = _adam(config.learn_rate[0], config, self.generator)
-        self.discriminator_optimizer = _adam(config.learn_rate[1], config, self.discriminator)
+        self.generator_optimizer = build_optimizer(config.learn_rate[0], config, self.generator)
+        self.discriminator_optimizer = build_optimizer(config.learn_rate[1], config, self.discriminator)
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
@@ -310,6 +311,7 @@ class GAN:
             if self.config.spectral_weight > 0:
                 losses["spectral_loss"] = self._spectral_loss(u)
                 total += self.config.spectral_weight * losses["spectral_loss"]
+            total = self.generator_optimizer.scale_loss(total)
         self._apply(self.generator_optimizer, tape.gradient(total, self.generator.trainable_variables))
         names = list(losses)
         means, generator_statistics, statistics = mean_over_replicas(
@@ -350,6 +352,7 @@ class GAN:
                 penalty = r1_penalty(lambda images: self._discriminate(images, statistics)[0], images)
                 # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
                 total += self.config.r1_weight * self.config.r1_interval * penalty
+            total = self.discriminator_optimizer.scale_loss(total)
         self._apply(self.discriminator_optimizer, tape.gradient(total, self.discriminator.trainable_variables))
         return (loss, tf.reduce_mean(tf.sigmoid(logits)), penalty), new_statistics
 
@@ -362,7 +365,9 @@ class GAN:
     def _apply(self, optimizer, gradients) -> None:
         """Update the weights that an optimiser was built for. Keras sums gradients over replicas; losses are means."""
         replicas = self.strategy.num_replicas_in_sync
-        optimizer.apply(gradients if replicas == 1 else [gradient / replicas for gradient in gradients])
+        if replicas > 1:
+            gradients = share_overflow([gradient / replicas for gradient in gradients], optimizer)
+        optimizer.apply(gradients)
 
     def _count_images(self, u, step):
         """Images of the generated densities after rounding to whole particles, with a straight-through gradient.
@@ -422,16 +427,3 @@ class GAN:
         first = tf.logical_and(self._first_bad_step < 0, tf.logical_not(tf.reduce_all(good)))
         self._first_bad_step.assign(tf.where(first, step, self._first_bad_step))
         self._first_bad_tensor.assign(tf.where(first, tf.argmin(tf.cast(good, tf.int32)), self._first_bad_tensor))
-
-
-def first_moments(optimizer: keras.optimizers.Adam) -> list[keras.Variable]:
-    """Adam's running means of the gradients, in the order of the weights that it was built for."""
-    return [variable for variable in optimizer.variables if variable.name.endswith("_momentum")]
-
-
-def _adam(learning_rate: float, config: Config, network: keras.Model) -> keras.optimizers.Adam:
-    """Adam, built at once: an unbuilt optimiser would silently skip its restored state."""
-    beta_1, beta_2 = config.adam_betas
-    optimizer = keras.optimizers.Adam(learning_rate, beta_1=beta_1, beta_2=beta_2)
-    optimizer.build(network.trainable_variables)
-    return optimizer

@@ -22,8 +22,6 @@ class Conv2DTransposeSame(keras.layers.Layer):
         Channels of the output.
     kernel_size, strides : int
         Pixels, along both sides.
-    data_format : str
-        ``channels_first`` or ``channels_last``.
     use_bias : bool
         Whether to add a bias per channel.
     kernel_initializer
@@ -31,47 +29,37 @@ class Conv2DTransposeSame(keras.layers.Layer):
 
     Notes
     -----
-    The kernel is (kernel_size, kernel_size, filters, input channels), as in Keras, whatever the data format.
+    Images are channels_last. The kernel is (kernel_size, kernel_size, filters, input channels), as in Keras.
     """
 
-    def __init__(self, filters, kernel_size, strides, data_format, use_bias, kernel_initializer, **kwargs):
+    def __init__(self, filters, kernel_size, strides, use_bias, kernel_initializer, **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
         self.kernel_size = kernel_size
         self.strides = strides
-        self.data_format = data_format
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape):
-        channels = input_shape[1 if self.data_format == "channels_first" else -1]
         self.kernel = self.add_weight(
             name="kernel",
-            shape=(self.kernel_size, self.kernel_size, self.filters, channels),
+            shape=(self.kernel_size, self.kernel_size, self.filters, input_shape[-1]),
             initializer=self.kernel_initializer,
         )
         if self.use_bias:
             self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
 
     def call(self, inputs):
-        nchw = self.data_format == "channels_first"
-        stride = (1, 1, self.strides, self.strides) if nchw else (1, self.strides, self.strides, 1)
         outputs = tf.nn.conv2d_transpose(
             inputs,
             self.kernel,
             output_shape=(tf.shape(inputs)[0], *self.compute_output_shape(inputs.shape)[1:]),
-            strides=stride,
+            strides=self.strides,
             padding="SAME",
-            data_format="NCHW" if nchw else "NHWC",
         )
-        if self.use_bias:
-            outputs = tf.nn.bias_add(outputs, self.bias, data_format="NCHW" if nchw else "NHWC")
-        return outputs
+        return tf.nn.bias_add(outputs, self.bias) if self.use_bias else outputs
 
     def compute_output_shape(self, input_shape):
-        if self.data_format == "channels_first":
-            batch, _, rows, columns = input_shape
-            return (batch, self.filters, rows * self.strides, columns * self.strides)
         batch, rows, columns, _ = input_shape
         return (batch, rows * self.strides, columns * self.strides, self.filters)
 
@@ -80,17 +68,16 @@ class Conv2DTransposeSame(keras.layers.Layer):
             "filters": self.filters,
             "kernel_size": self.kernel_size,
             "strides": self.strides,
-            "data_format": self.data_format,
             "use_bias": self.use_bias,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' batch norm as one fused operation, some five times faster than the dozen that Keras makes of it on a CPU.
+    """Keras' batch norm over the last axis, as one fused operation where Keras makes a dozen of it.
 
-    Its batch statistics can be those of all replicas, and it can be differentiated twice: Keras takes the mean inside the
-    variance for a constant, so that its second derivative, which a gradient penalty needs, is wrong.
+    Its batch statistics can be those of all replicas, and it can be differentiated twice: Keras takes the mean inside
+    the variance for a constant, so that the second derivative, which a gradient penalty needs, is wrong.
 
     Parameters
     ----------
@@ -117,7 +104,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         """Normalise by a given mean and variance, or by those of the batch; gives them too."""
         flat = inputs.shape.rank == 2
         # (n, features) -> (n, 1, 1, features): each feature is a channel.
-        images = inputs[:, None, None, :] if flat else inputs
+        images = tf.reshape(inputs, (-1, 1, 1, inputs.shape[1])) if flat else inputs
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images,
             scale=self.gamma,
@@ -125,13 +112,12 @@ class BatchNormalization(keras.layers.BatchNormalization):
             mean=() if mean is None else mean,
             variance=() if variance is None else variance,
             epsilon=self.epsilon,
-            data_format="NHWC" if self.axis in (-1, images.shape.rank - 1) else "NCHW",
             is_training=mean is None,
         )
         number = tf.size(images) / tf.size(mean)
         # What is put out for the moving average is the unbiased variance; Keras' moving average is of the biased one.
         biased = variance * tf.cast((number - 1) / number, variance.dtype)
-        return outputs[:, 0, 0, :] if flat else outputs, mean, biased
+        return tf.reshape(outputs, tf.shape(inputs)) if flat else outputs, mean, biased
 
     def _over_replicas(self, inputs, context):
         """Normalise by mean and variance over the shares of all replicas; gives them too."""
@@ -158,23 +144,18 @@ class MultiChannelRescaling(keras.layers.Layer):
     ----------
     datascale : float
         a [particles per voxel].
-    axis : int
-        Axis of the channels.
     """
 
-    def __init__(self, datascale, axis, **kwargs):
+    def __init__(self, datascale, **kwargs):
         super().__init__(**kwargs)
         self.datascale = datascale
-        self.axis = axis
 
     def call(self, inputs):
         log_ratio = tf.minimum(2.0 * inputs + math.log(self.datascale / RESCALE), _MAX_LOG_RATIO)
-        return tf.concat([tf.tanh(inputs), tf.tanh(tf.exp(log_ratio))], axis=self.axis)
+        return tf.concat([tf.tanh(inputs), tf.tanh(tf.exp(log_ratio))], axis=-1)
 
     def compute_output_shape(self, input_shape):
-        shape = list(input_shape)
-        shape[self.axis] *= 2
-        return tuple(shape)
+        return (*input_shape[:-1], 2 * input_shape[-1])
 
     def get_config(self):
-        return super().get_config() | {"datascale": self.datascale, "axis": self.axis}
+        return super().get_config() | {"datascale": self.datascale}

@@ -49,6 +49,7 @@ class Config:
     datafmt: str = _key("channels_first (NCHW) or channels_last (NHWC)")
     multichannel: bool = _key("multi-channel rescaling: a second channel tanh(x/1000)")
 
+    precision: str = _key("arithmetic of the hidden layers: float32, mixed_bfloat16, mixed_float16 or auto", "float32")
     seed: int = _key("seed of every random number of the run", 0)
     augment: bool = _key("random flips, quarter turns and transpositions of the training slices", False)
     dequantise: bool = _key("add uniform noise in [0, 1) to integer pixels; generated densities are floored", False)
@@ -83,11 +84,6 @@ class Config:
         """Image channels the discriminator sees: s, and tanh(x/1000) with multi-channel rescaling."""
         return 2 if self.multichannel else 1
 
-    @property
-    def channel_axis(self) -> int:
-        """Axis of the channels in a batch of images in `datafmt`."""
-        return 1 if self.datafmt == "channels_first" else -1
-
     def as_dict(self) -> dict:
         """Keys and values as they stand in a file (lists, not tuples; without the tag)."""
         values = dataclasses.asdict(self)
@@ -99,6 +95,7 @@ class Config:
         return yaml.safe_dump({self.tag: self.as_dict()}, sort_keys=False, default_flow_style=None, width=100)
 
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name != "tag")
 REQUIRED_KEYS = tuple(
     field.name for field in dataclasses.fields(Config) if field.name != "tag" and field.default is dataclasses.MISSING
@@ -248,6 +245,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "label_flip", 0 <= c.label_flip <= 1, "a probability between 0 and 1"
     yield "cscale", c.cscale in ("lin", "pwr"), "lin or pwr"
     yield "datafmt", c.datafmt in ("channels_first", "channels_last"), "channels_first or channels_last"
+    yield "precision", c.precision in PRECISIONS, "one of " + ", ".join(PRECISIONS)
     yield "datascale", c.datascale > 0, "a positive number"
     yield "learn_rate", min(c.learn_rate) > 0, "two positive numbers, [generator, discriminator]"
     yield (

@@ -49,7 +49,7 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
             "packages": packages,
             "processor": _processor(),
             "device": device,
-            "precision": "float32",
+            "precision": config.precision,
             "settings": settings,
         },
     }

@@ -1,5 +1,6 @@
 """A run's folder: what lies where, whether it may be used, and its metrics file."""
 
+import dataclasses
 import json
 import os
 import re
@@ -86,6 +87,12 @@ class RunFolder:
                 f"may change. Give the old values, or start another RUN"
             )
         return changes
+
+    def settled(self, config: Config) -> Config:
+        """The configuration with what it leaves open, `precision: auto`, as the run that is there has settled it."""
+        if config.precision != "auto" or not self.config.is_file():
+            return config
+        return dataclasses.replace(config, precision=load_config(self.config, config.tag).precision)
 
     def create(self) -> None:
         """Make the folder and what it always holds."""
