@@ -1,34 +1,71 @@
-"""The Slurm script, run by bash with stand-ins for Slurm's commands that write down how they were called."""
+"""The Slurm script for training, run by bash with stand-ins for Slurm's commands."""
 
+import math
 import os
+import signal
+import socket
 import subprocess
+import sys
+import time
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_script, write_config
+from tests.run_files import metrics
+from tests.test_workers import assert_equal_to_rounding, state_of
+from utils.checkpoints import saved_steps
 
 SCRIPT = ROOT / "slurm" / "train.slurm"
+SRUN = "srun --cpus-per-task=1 --kill-on-bad-exit=0 --wait=300"
+
+# What srun does with two tasks on one node, as far as training can see it; their process numbers are left for the test,
+# which sends the signals that Slurm would send.
+TWO_TASKS = f"""#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+shift
+export SLURM_STEP_NUM_TASKS=2 SLURM_STEP_NODELIST=localhost SLURM_STEP_TASKS_PER_NODE=2
+for rank in 0 1; do
+    SLURM_PROCID=$rank SLURM_LOCALID=$rank {sys.executable} -u {ROOT}/"$@" > output$rank 2>&1 &
+    echo $! >> tasks
+done
+status=0
+for task in $(cat tasks); do
+    wait $task
+    ended=$?
+    (( ended > status )) && status=$ended
+done
+exit $status
+"""
+
+
+def slurm_commands(folder, srun):
+    """A folder of stand-ins; scontrol writes down how it was called."""
+    commands = folder / "commands"
+    commands.mkdir(exist_ok=True)
+    scontrol = f'#!/bin/bash\necho "scontrol $*" >> {folder}/calls\n'
+    for name, text in (("srun", srun), ("scontrol", scontrol)):
+        (commands / name).write_text(text)
+        (commands / name).chmod(0o755)
+    return os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+
+
+def calls_in(folder):
+    calls = folder / "calls"
+    return calls.read_text().splitlines() if calls.exists() else []
 
 
 def submit(folder, srun_status, *arguments):
-    commands = folder / "commands"
-    commands.mkdir()
-    for name, status in (("srun", srun_status), ("scontrol", 0)):
-        stand_in = commands / name
-        stand_in.write_text(f'#!/bin/bash\necho "{name} $*" >> {folder}/calls\nexit {status}\n')
-        stand_in.chmod(0o755)
-    environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "4711"}
+    environment = slurm_commands(folder, f'#!/bin/bash\necho "srun $*" >> {folder}/calls\nexit {srun_status}\n')
     process = subprocess.run(
         ["bash", SCRIPT, *arguments], cwd=folder, env=environment, capture_output=True, check=False
     )
-    calls = folder / "calls"
-    return process.returncode, calls.read_text().splitlines() if calls.exists() else []
+    return process.returncode, calls_in(folder)
 
 
 def test_a_stopped_run_requeues_itself(tmp_path):
     status, calls = submit(tmp_path, 75, "base", "0", "--set", "seed=1")
     assert status == 75
-    assert calls == ["srun --cpus-per-task=1 python train.py base 0 --resume --set seed=1", "scontrol requeue 4711"]
+    assert calls == [f"{SRUN} python train.py base 0 --resume --set seed=1", "scontrol requeue 4711"]
 
 
 @pytest.mark.parametrize("outcome", [0, 2, 3])
@@ -48,3 +85,45 @@ def test_slurm_is_told_to_warn_and_to_requeue():
     directives = [line for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH")]
     assert "#SBATCH --signal=USR1@120" in directives
     assert "#SBATCH --requeue" in directives
+
+
+def free_job_number():
+    """The number of a job whose tasks may use the port that follows from it, and the next one."""
+    for number in range(os.getpid() % 10_000, 18_000, 2):
+        try:
+            for port in (12_000 + number, 12_001 + number):
+                socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return str(number)
+    raise AssertionError("no free ports")
+
+
+def test_two_tasks_are_warned_requeued_and_end_as_one_process_would(workplace):
+    write_config(workplace, Nepochs=2000, sync_batchnorm=True)
+    environment = slurm_commands(workplace, TWO_TASKS) | {"SLURM_JOB_ID": free_job_number()}
+    command = ["bash", SCRIPT, "tiny", "0"]
+    job = subprocess.Popen(command, cwd=workplace, env=environment, stdout=subprocess.PIPE, text=True)
+    run_folder = workplace / "expts" / "tiny" / "run0"
+    while job.poll() is None and not (run_folder / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    for task in (workplace / "tasks").read_text().split():
+        os.kill(int(task), signal.SIGUSR1)
+    output, _ = job.communicate(timeout=60)
+    said = [(workplace / f"output{rank}").read_text() for rank in (0, 1)]
+    assert job.returncode == 75, said
+    assert "goes back into the queue" in output
+    assert calls_in(workplace) == [f"scontrol requeue {environment['SLURM_JOB_ID']}"]
+    assert "stopped by SIGUSR1" in said[0]
+    assert "stopped by SIGUSR1" in said[1]
+
+    stopped = max(saved_steps(run_folder / "checkpoints"))
+    epochs = math.ceil(stopped / 5) + 2
+    (workplace / "tasks").unlink()
+    requeued = subprocess.run([*command, "--set", f"Nepochs={epochs}"], cwd=workplace, env=environment, check=False)
+    assert requeued.returncode == 0, (workplace / "output0").read_text()
+    alone = run_script("train.py", "tiny", 1, "--set", f"Nepochs={epochs}", cwd=workplace)
+    assert alone.returncode == 0, alone.stderr
+    assert_equal_to_rounding(*(state_of(workplace, run, 5 * epochs) for run in (0, 1)))
+    steps = [[line["step"] for line in metrics(run_folder.with_name(f"run{run}"))] for run in (0, 1)]
+    assert steps[0] == steps[1]

@@ -1,0 +1,139 @@
+"""Are generators as good as the recipe promises? Several runs against held-back universes, score by score.
+
+python -m benchmarks.judge_recipe demo 0 1 2 3 4 [--split test] [--num-samples 3072] [--weights last]
+
+Beside every score stands its target: a fixed number or, where that is larger, twice the noise floor, which is the mean
+score of two sets of as many universes resampled from the held-back ones. Deviations are relative; 12 numbers of
+morphology (three functionals, four densities) are listed one by one, since an average could hide one that is bad.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from networks.device import start_tensorflow
+from utils.cli import ArgumentParser, UserError, run
+from utils.comparison import Real, compare, read_real, take_generated
+from utils.likeness import Likeness, likeness_scores
+from utils.noise import noise_floor
+from utils.runs import find_weights, load_run_config
+from utils.scores import SCORED_THRESHOLDS, Means, means
+from utils.slices import open_slices
+from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, Summary
+
+# Upper ends of the bins of chi_1: counts one by one are too few where haloes are.
+CHI_EDGES = np.concatenate(
+    [[-0.5], np.arange(0.5, 101, 5), np.arange(120.5, 301, 20), np.arange(350.5, 1001, 50), [2000]]
+)
+REAL_PIXELS_PER_BIN = 25
+FUNCTIONALS = ("area", "boundary", "euler")
+TARGETS = {"spectrum of s": 0.05, "spectrum": 0.15, "chi_1": 0.003, "bright fraction": 0.20, "diversity": 0.0}
+TARGETS |= {f"{name} at {threshold:g}": 0.15 for name in FUNCTIONALS for threshold in SCORED_THRESHOLDS}
+DRAWS = 200
+
+
+def chi_1(generated: Means, real: Means, pixels: float) -> float:
+    """Sum of (h_gen - h_real)^2 / h_real over histograms normalised to an integral of 1.
+
+    Values beyond the edges count in the end bins; bins are merged from the top until each holds 25 real pixels.
+
+    Parameters
+    ----------
+    generated, real : Means
+        With counts of whole densities.
+    pixels : float
+        Real pixels in all.
+    """
+    values = np.clip(np.arange(len(real.counts)), None, CHI_EDGES[-1])
+    sides = [np.histogram(values, CHI_EDGES, weights=side.counts / side.counts.sum())[0] for side in (generated, real)]
+    edges = CHI_EDGES
+    while len(edges) > 2 and sides[1][-1] * pixels < REAL_PIXELS_PER_BIN:
+        edges = np.delete(edges, -2)
+        sides = [np.append(side[:-2], side[-2:].sum()) for side in sides]
+    one, other = (side / np.diff(edges) for side in sides)
+    used = other > 0
+    return float(np.sum((one[used] - other[used]) ** 2 / other[used]))
+
+
+def deviations(generated: Means, real: Means, pixels: float) -> dict[str, float]:
+    """Every score but the diversity."""
+    scored = np.searchsorted(MINKOWSKI_THRESHOLDS, SCORED_THRESHOLDS)
+    ratio = generated.minkowski[:, scored] / real.minkowski[:, scored] - 1.0
+    bright = slice(int(BRIGHT) + 1, None)
+    found = {
+        "spectrum of s": rms(generated.power_s / real.power_s - 1.0),
+        "spectrum": rms(generated.power / real.power - 1.0),
+        "chi_1": chi_1(generated, real, pixels),
+        "bright fraction": abs(generated.counts[bright].sum() / real.counts[bright].sum() - 1.0),
+    }
+    for name, row in zip(FUNCTIONALS, ratio, strict=True):
+        found |= {
+            f"{name} at {threshold:g}": abs(value) for threshold, value in zip(SCORED_THRESHOLDS, row, strict=True)
+        }
+    return {name: float(value) for name, value in found.items()}
+
+
+def rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+def floors(real: Summary) -> dict[str, float]:
+    """Mean deviations between two sets of universes drawn from the real ones, as `utils.noise` draws them."""
+    groups = real.by_universe()
+    number, length = len(groups.slices), groups.counts.shape[1]
+    pixels = float(real.counts.sum())
+    draws = np.random.default_rng(0).multinomial(number - 2, np.full(number, 1 / number), size=(DRAWS, 2))
+    rows = [deviations(*(means(groups, length, weights) for weights in pair), pixels) for pair in draws]
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def judge(folder: Path, weights: str, number: int, real: Real) -> tuple[dict[str, float], Likeness]:
+    """The deviations of one run, and what resembles what."""
+    from networks.dcgan import density_function, draw_slices, load_generator
+
+    generator = load_generator(folder, find_weights(folder, weights))
+    generated = take_generated(draw_slices(density_function(generator), number, 0), number, real)
+    length = max(generated.summary.counts.shape[1], real.summary.counts.shape[1])
+    sides = means(generated.summary, length), means(real.summary, length)
+    likeness = compare(generated, real)
+    found = deviations(*sides, float(real.summary.counts.sum()))
+    found["diversity"] = likeness_scores(likeness, likeness.generated, ~likeness.generated)["diversity"]
+    return found, likeness
+
+
+def main():
+    """Judge all runs and print the table."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tag", help="tag of the runs")
+    parser.add_argument("runs", nargs="+", help="numbers of the runs, one per seed")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="slices to judge by (default: test)")
+    parser.add_argument("--real", metavar="NAME", help="slice files to judge by (default: those of the run)")
+    parser.add_argument("--weights", default="last", help="best, best_pspect, last or an epoch (default: last)")
+    parser.add_argument("--num-samples", type=int, default=3072, help="slices to generate (default: 3072)")
+    arguments = parser.parse_args()
+    folders = [Path("expts") / arguments.tag / f"run{number}" for number in arguments.runs]
+    config = load_run_config(folders[0])
+    start_tensorflow()
+    name = arguments.real or config.dataname
+    opened = (open_slices(name, split, config.img_dim) for split in (arguments.split, "train"))
+    with next(opened) as slices, next(opened) as training:
+        real = read_real(slices, training, config.datascale, len(slices))
+    if real.summary.groups()[1] != "universes" or real.summary.settings.resolution != 1:
+        raise UserError(f"{name}: counts of at least three universes are needed to judge by")
+    rows, likenesses = zip(
+        *(judge(folder, arguments.weights, arguments.num_samples, real) for folder in folders), strict=True
+    )
+    floor = floors(real.summary)
+    # Only the real slices' part in a likeness matters to its floor.
+    floor["diversity"] = noise_floor(real.summary, likenesses[0]).mean["diversity"]
+    print(f"{'':18}{'target':>9}{'floor':>9}{'median':>9}  " + "".join(f"{name:>9}" for name in arguments.runs))
+    for name, fixed in TARGETS.items():
+        target = max(fixed, 2.0 * floor[name])
+        values = [row[name] for row in rows]
+        median = float(np.median(values))
+        cells = "".join(f"{value:9.4f}" for value in values)
+        print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{median:9.4f}{' ' if median <= target else '!'} {cells}")
+
+
+if __name__ == "__main__":
+    run(main)
