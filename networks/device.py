@@ -67,7 +67,8 @@ def start_tensorflow(
         raise UserError(
             "--strategy multiworker needs other workers: set TF_CONFIG in every process, or start them with srun"
         )
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Of several workers, the loss of one makes TensorFlow write several lines beside the exception that says the same.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if cluster else "2")
     with _stderr_to_log():
         import tensorflow as tf
 
