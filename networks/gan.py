@@ -26,7 +26,7 @@ from networks.distribution import (
     share_out,
 )
 from networks.images import images_from_s, random_symmetry
-from networks.losses import crossentropy, mean_ring_power, r1_penalty, ring_weights, spectral_loss
+from networks.losses import crossentropy, mean_ring_power, r1_penalty, ring_weights, running_mean, spectral_loss
 from networks.optimizers import build_optimizer, first_moments, share_overflow
 from utils.config import Config
 from utils.runs import find_weights
@@ -95,6 +95,10 @@ class GAN:
         self.average_generator = build_generator(config) if config.ema_decay > 0 else None
         self.generator_optimizer = build_optimizer(config.learn_rate[0], config, self.generator)
         self.discriminator_optimizer = build_optimizer(config.learn_rate[1], config, self.discriminator)
+        # Mean power in s and in density of what was generated in the last steps.
+        self._running_power = None
+        if config.spectral_weight > 0:
+            self._running_power = tf.Variable(tf.zeros((2, config.img_dim // 2)), trainable=False)
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
@@ -183,6 +187,8 @@ class GAN:
         }
         if self.average_generator is not None:
             groups["average_generator"] = self.average_generator.weights
+        if self._running_power is not None:
+            groups["running_power"] = [self._running_power]
         # Names of variables repeat in Keras 3; their order in a model is fixed.
         return {f"{group}/{i:03d}": v for group, variables in groups.items() for i, v in enumerate(variables)}
 
@@ -246,8 +252,10 @@ class GAN:
         self._set_learning_rates(step)
         results = self.strategy.run(update, args=(*batch, step, with_r1))
         losses, statistics = tf.nest.map_structure(lambda value: own_replica(value, self.strategy), results)
-        for network, values in zip((self.generator, self.discriminator), statistics, strict=True):
-            for variable, value in zip(network.non_trainable_variables, values, strict=True):
+        running = [] if self._running_power is None else [self._running_power]
+        moving = (self.generator.non_trainable_variables, self.discriminator.non_trainable_variables, running)
+        for variables, values in zip(moving, statistics, strict=True):
+            for variable, value in zip(variables, values, strict=True):
                 variable.assign(value)
         self._update_average(step)
         self._add_losses(losses)
@@ -284,7 +292,7 @@ class GAN:
         first = tf.distribute.get_replica_context().replica_id_in_sync_group * n
         return distribution((n * replicas, *rest), seed)[first : first + n]
 
-    def _update(self, real, z, flips, step, with_r1) -> tuple[dict[str, tf.Tensor], tuple[list, list]]:
+    def _update(self, real, z, flips, step, with_r1) -> tuple[dict[str, tf.Tensor], list[list]]:
         """The step itself. The generator runs forward once; its fakes serve all updates.
 
         Moving batch statistics are handed on as values, since replicas that see different samples cannot assign
@@ -292,8 +300,9 @@ class GAN:
 
         Returns
         -------
-        dict of str to tensor, (list of tensor, list of tensor)
-            Losses, and the new moving statistics of generator and discriminator, all averaged over the replicas.
+        dict of str to tensor, three lists of tensors
+            Losses; and the new moving statistics of generator and discriminator, and the running power where there is
+            a spectral loss. All averaged over the replicas.
         """
         real_images = images_from_s(real, self.config)
         generator = self._generator_with_u
@@ -308,16 +317,18 @@ class GAN:
             # The discriminator sees batch statistics here too, but its moving statistics must not move.
             logits, _ = self._discriminate(fake_images, statistics)
             losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
+            running = []
             if self.config.spectral_weight > 0:
-                losses["spectral_loss"] = self._spectral_loss(u)
+                losses["spectral_loss"], power = self._spectral_loss(u, step)
                 total += self.config.spectral_weight * losses["spectral_loss"]
+                running.append(power)
             total = self.generator_optimizer.scale_loss(total)
         self._apply(self.generator_optimizer, tape.gradient(total, self.generator.trainable_variables))
         names = list(losses)
-        means, generator_statistics, statistics = mean_over_replicas(
-            ([losses[name] for name in names], generator_statistics, statistics)
+        means, *statistics = mean_over_replicas(
+            ([losses[name] for name in names], generator_statistics, statistics, running)
         )
-        return dict(zip(names, means, strict=True)), (generator_statistics, statistics)
+        return dict(zip(names, means, strict=True)), statistics
 
     def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], list]:
         """`DG_update_ratio` updates, on the real and on the fake batch in turn.
@@ -380,11 +391,13 @@ class GAN:
         counts = density + tf.stop_gradient(round_stochastically(density, noise) - density)
         return images_from_s(transform(counts[..., None], self.config.datascale), self.config)
 
-    def _spectral_loss(self, u):
-        """Mean of the spectral losses in s and in density, of the whole batch."""
+    def _spectral_loss(self, u, step):
+        """Mean of the spectral losses in s and in density; and the running means of both powers, (2, N/2)."""
         density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
         powers = mean_over_replicas([mean_ring_power(fields, self._ring_weights) for fields in (tf.tanh(u), density)])
-        return 0.5 * tf.add_n([spectral_loss(*pair) for pair in zip(powers, self._target_power, strict=True)])
+        running, power = running_mean(self._running_power, tf.stack(powers), step)
+        losses = [spectral_loss(*pair) for pair in zip(tf.unstack(power), self._target_power, strict=True)]
+        return 0.5 * tf.add_n(losses), running
 
     # ------------------------------------------------------------------------------------------- once, on all replicas
 

@@ -8,6 +8,8 @@ from utils.slices import SliceSet
 from utils.statistics import ring_power
 from utils.transforms import transform
 
+# Decay per step of the running mean of the power: of the last fifty batches, in which the generator changes little.
+_POWER_MEMORY = 0.98
 # Slices that the targets of the spectral loss are averaged over: their mean is then known to a per cent or two.
 _TARGET_SLICES = 2048
 # Slices read at a time for it.
@@ -93,16 +95,40 @@ def mean_ring_power(fields: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.linalg.matvec(weights, tf.reshape(power, [-1]), transpose_a=True)
 
 
-def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Mean over rings of the squared logarithm of batch-mean power over target power.
+def running_mean(before: tf.Tensor, batch: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Carry on the mean over the last steps, and give it the gradient of the newest batch.
 
-    The mean over the batch comes before the logarithm: the mean of log P would describe typical slices and let the
-    rare bright haloes, which carry the power, run away.
+    Parameters
+    ----------
+    before : tensor, any shape, float32
+        The mean so far; of no account in step 0.
+    batch : tensor of that shape
+        Mean over the batch of this step.
+    step : scalar tensor
+        Steps done before.
+
+    Returns
+    -------
+    tensor, tensor
+        The new mean without a gradient, to be kept; and the same with the gradient of `batch`.
+    """
+    step = tf.cast(step, tf.float32)
+    decay = tf.minimum(_POWER_MEMORY, step / (step + 1.0))
+    mean = decay * before + (1.0 - decay) * tf.stop_gradient(batch)
+    return mean, mean + (batch - tf.stop_gradient(batch))
+
+
+def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
+    """Mean over rings of the squared logarithm of mean power over target power.
+
+    The mean over many slices comes before the logarithm: the mean of log P would describe typical slices and let the
+    rare bright haloes, which carry the power, run away. A batch is too few for it, too: where one slice in fifty holds
+    a runaway pixel, most batches know nothing of it. Hence the running mean.
 
     Parameters
     ----------
     power : tensor, (N/2,), float32
-        From `mean_ring_power`, averaged over the whole batch.
+        From `mean_ring_power`, averaged over the whole batch and over the last steps by `running_mean`.
     target : tensor, (N/2,), float32
         The training set's power, in the same units.
 

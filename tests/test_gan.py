@@ -10,7 +10,7 @@ import tensorflow as tf
 from networks.dcgan import round_stochastically
 from networks.gan import GAN
 from networks.images import images_from_s, random_symmetry
-from networks.losses import mean_ring_power, r1_penalty, ring_weights, spectral_loss
+from networks.losses import mean_ring_power, r1_penalty, ring_weights, running_mean, spectral_loss
 from tests import numpy_twin
 from utils.statistics import power_spectrum
 from utils.transforms import transform
@@ -245,6 +245,18 @@ def test_spectral_loss_value_and_gradient(rng):
     h = 1e-2
     slope = (loss(fields + h * direction) - loss(fields - h * direction)) / (2 * h)
     assert np.sum(gradient * direction) == pytest.approx(slope, rel=2e-2)
+
+
+def test_running_mean_remembers_and_has_the_gradient_of_the_batch(rng):
+    """After many steps: 0.98 of what was, 0.02 of what came; after none: what came."""
+    before, batch = (tf.constant(rng.lognormal(size=4).astype(np.float32)) for _ in range(2))
+    for step, share in ((0, 1.0), (1, 0.5), (10_000, 0.02)):
+        with tf.GradientTape() as tape:
+            tape.watch(batch)
+            kept, mean = running_mean(before, batch, tf.constant(step, tf.int64))
+        np.testing.assert_allclose(kept, (1 - share) * before + share * batch, rtol=1e-5)
+        np.testing.assert_array_equal(mean, kept)
+        np.testing.assert_array_equal(tape.gradient(mean, batch), np.ones(4))
 
 
 def test_spectral_loss_draws_the_generator_to_the_target(tiny_config, rng):
