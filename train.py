@@ -28,6 +28,7 @@ from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, descr
 from utils.cluster import find_cluster
 from utils.config import Config, load_config
 from utils.crew import Crew
+from utils.crops import PeriodicCrops
 from utils.files import HDF5_OVERHEAD, atomic_path
 from utils.lock import single_writer
 from utils.logs import log, start_log
@@ -158,7 +159,6 @@ def train(
     config = settle_precision(config, machine)
     log.info("precision: %s", config.precision)
     from utils.monitor import Monitor
-    from utils.streaming import BatchStream
 
     record = run_record(config, {"train": training, "val": validation}, machine.description)
     for difference in differences(folder.read_record(), record) if checkpoint else []:
@@ -189,7 +189,7 @@ def train(
     log.info("training: %d epochs of %d steps, %d steps in all", config.Nepochs, epoch_steps, total_steps)
     gan.share_state()
     watch, first_step = Stopwatch(), gan.step
-    batches = BatchStream(training, config.batchsize, config.seed, gan.step, total_steps, crew.rank, crew.size)
+    batches = open_stream(config, training, gan.step, total_steps, crew)
     bar = tqdm(total=total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
     with batches, bar:
         for densities in batches:
@@ -232,15 +232,13 @@ def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: Stop
     """Train as a worker that is not the first: compute its share of every batch, and write nothing."""
     machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet)
     config = settle_precision(config, machine)
-    from utils.streaming import BatchStream
-
     print(f"{crew.cluster.name(crew.rank)} of {crew.size} computes its share; the first one writes log and results")
     epoch_steps = len(training) // config.batchsize
     total_steps = config.Nepochs * epoch_steps
     gan = build_gan(config, training, total_steps, machine.strategy)
     gan.share_state()
     first_step = gan.step
-    with BatchStream(training, config.batchsize, config.seed, gan.step, total_steps, crew.rank, crew.size) as batches:
+    with open_stream(config, training, gan.step, total_steps, crew) as batches:
         for densities in batches:
             gan.train_on_densities(densities)
             due = what_is_due(config, gan.step, first_step, epoch_steps, total_steps)
@@ -303,6 +301,14 @@ def build_gan(config: Config, training: SliceSet, total_steps: int, strategy):
     return GAN(config, total_steps, target_power(config, training), strategy)
 
 
+def open_stream(config: Config, training: SliceSet, step: int, total_steps: int, crew: Crew):
+    """This worker's share of the batches that are still to come."""
+    from utils.streaming import BatchStream
+
+    share = (crew.rank, crew.size, config.random_crops)
+    return BatchStream(training, config.batchsize, config.seed, step, total_steps, *share)
+
+
 def again() -> str:
     """The command that goes on with this run."""
     arguments = [argument for argument in sys.argv if argument != "--resume"]
@@ -320,6 +326,8 @@ def check_slices(config: Config, training: SliceSet, validation: SliceSet) -> No
         raise UserError(
             f"dequantise = true needs integer pixels, {training.path} has {training.dtype}; set it to false"
         )
+    if config.random_crops:
+        PeriodicCrops(training)
     if training.pixel_size != validation.pixel_size:
         raise UserError(
             f"{training.path} has pixels of {training.pixel_size} Mpc/h, {validation.path} of "

@@ -83,6 +83,7 @@ def _write(
     ]
     small = {
         "universes/file": np.array([os.fsencode(shard.name) for shard in own]),
+        "universes/grid": np.array([shard.grid for shard in own], np.int32),
         "universes/physPar": np.array([shard.parameters for shard in own], np.float64),
         "universes/namePar": np.array([name.encode() for name in PARAMETERS]),
         "shards/file": np.array([os.fsencode(file) for file in files]),

@@ -10,6 +10,7 @@ universes:
     plane               (n,)    int32                     index of the plane along that axis
     corner              (n, 2)  int32                     first row and column of the image in its plane, in voxels
     universes/file      (m,)    bytes                     path relative to the sliced folder
+    universes/grid      (m,)    int32                     voxels per side
     universes/physPar   (m, 4)  float64                   physical parameters, NaN where the universe had none
     universes/namePar   (4,)    bytes                     their names
     shards/file         (m,)    bytes                     each universe's shard, from the folder of this file

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow as tf
 
+from utils.crops import PeriodicCrops
 from utils.slices import SliceSet
 
+# This stream of random numbers among those of a step; networks.gan has the others.
+_CROPS = 5
 # Batches read ahead: enough to hide a slow read, few enough to cost no memory.
 _READ_AHEAD = 4
 
@@ -40,6 +43,19 @@ def rows_of_step(step: int, number: int, batchsize: int, seed: int) -> np.ndarra
         return tf.random.experimental.index_shuffle(places, tf.constant((seed, epoch), tf.int64), last).numpy()
 
 
+def shifts_of_step(step: int, dim: int, batchsize: int, seed: int) -> np.ndarray:
+    """By how many pixels each image of one step's batch is moved down and right: a pure function of its arguments.
+
+    Returns
+    -------
+    ndarray, (batchsize, 2), int32
+        From 0 to dim - 1.
+    """
+    with tf.device("CPU"):
+        own_seed = tf.random.experimental.stateless_fold_in(tf.constant((seed, _CROPS), tf.int64), step)
+        return tf.random.stateless_uniform((batchsize, 2), own_seed, 0, dim, tf.int32).numpy()
+
+
 class BatchStream:
     """The batches of steps `first_step` up to `total_steps`, in order, read ahead by a thread.
 
@@ -51,6 +67,8 @@ class BatchStream:
         Where to begin, and where to end.
     rank, workers : int
         Of how many workers this is which one: it reads its share of every batch.
+    random_crops : bool
+        Move each image by a random shift in its plane (`utils.crops.PeriodicCrops`).
 
     Attributes
     ----------
@@ -67,12 +85,19 @@ class BatchStream:
         total_steps: int,
         rank: int = 0,
         workers: int = 1,
+        random_crops: bool = False,
     ):
         self.waited = 0.0
-        self._slices = slices
         own = slice(rank * batchsize // workers, (rank + 1) * batchsize // workers)
-        steps = range(first_step, total_steps)
-        self._rows = (rows_of_step(step, len(slices), batchsize, seed)[own] for step in steps)
+        crops = PeriodicCrops(slices) if random_crops else None
+
+        def read(step: int) -> np.ndarray:
+            rows = rows_of_step(step, len(slices), batchsize, seed)[own]
+            if crops is None:
+                return slices.read(rows)
+            return crops.read(rows, shifts_of_step(step, slices.dim, batchsize, seed)[own])
+
+        self._images = map(read, range(first_step, total_steps))
         self._batches = queue.Queue(_READ_AHEAD)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._read, name="slice reader", daemon=True)
@@ -103,8 +128,8 @@ class BatchStream:
 
     def _read(self) -> None:
         try:
-            for rows in self._rows:
-                if not self._hand_over(self._slices.read(rows)):
+            for images in self._images:
+                if not self._hand_over(images):
                     return
             self._hand_over(None)
         except Exception as error:  # raised again in the consumer's thread, by __iter__
