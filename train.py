@@ -71,6 +71,9 @@ def parse_arguments():
     parser.add_argument(
         "--devices", type=int, metavar="N", help="use N GPUs, or on a CPU N logical devices; default: all GPUs, or one"
     )
+    parser.add_argument(
+        "--profile", action="store_true", help="say where the time of a step goes; the trace is kept in profile/"
+    )
     arguments = parser.parse_args()
     if arguments.devices is not None and arguments.devices < 1:
         parser.error(f"--devices is {arguments.devices}, it must be at least 1")
@@ -158,6 +161,7 @@ def train(
     log.info("computing on %s", describe_machine(machine.description))
     config = settle_precision(config, machine)
     log.info("precision: %s", config.precision)
+    from networks.profile import StepProfile
     from utils.monitor import Monitor
 
     record = run_record(config, {"train": training, "val": validation}, machine.description)
@@ -191,10 +195,13 @@ def train(
     watch, first_step = Stopwatch(), gan.step
     batches = open_stream(config, training, gan.step, total_steps, crew)
     bar = tqdm(total=total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
+    profile = StepProfile(folder.profile, first_step) if arguments.profile else None
     with batches, bar:
         for densities in batches:
             losses = gan.train_on_densities(densities)
             step = gan.step
+            if profile:
+                profile.after_step(step, losses)
             due = what_is_due(config, step, first_step, epoch_steps, total_steps)
             stopping = asked_to_stop(gan, crew, stop, due)
             bar.update()

@@ -189,3 +189,15 @@ def test_help_explains():
     assert process.returncode == 0
     assert "--resume" in process.stdout
     assert "expts/base/run0" in process.stdout
+
+
+def test_profile_says_where_a_step_goes(workplace):
+    write_config(workplace, Nepochs=7)
+    process = run_script("train.py", "tiny", 0, "--profile", cwd=workplace)
+    assert process.returncode == 0, process.stderr
+    lines = (workplace / "expts" / "tiny" / "run0" / "train.log").read_text().splitlines()
+    begin = next(number for number, line in enumerate(lines) if "where a step goes" in line)
+    rows = [line.split("INFO")[1].split() for line in lines[begin + 2 : begin + 15]]
+    assert any("Conv2D" in row[0] for row in rows)
+    assert sum(float(row[-1].rstrip("%")) for row in rows) == pytest.approx(100.0, abs=1.0)
+    assert list((workplace / "expts" / "tiny" / "run0" / "profile").rglob("*.xplane.pb"))

@@ -46,6 +46,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.models = self.path / "models"
         self.analysis = self.path / "analysis"
+        self.profile = self.path / "profile"
 
     def check(self, config: Config, resume: bool) -> dict[str, tuple]:
         """Make sure that a run may begin or go on here, without writing anything.
