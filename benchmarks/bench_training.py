@@ -122,6 +122,7 @@ def main():
     config = load_config("config.yaml", arguments.tag)
     print(f"training step of '{config.tag}' on {start_tensorflow().description}")
     from networks.gan import GAN
+    from networks.losses import SpectralTarget
 
     rate = matrix_product_rate()
     rng = np.random.default_rng(1)
@@ -131,7 +132,9 @@ def main():
             pass
 
     power = np.ones(config.img_dim // 2)
-    gan, unwatched = (made(config, total_steps=1000, target_power=(power, power)) for made in (GAN, UnwatchedGAN))
+    gan, unwatched = (
+        made(config, total_steps=1000, target=SpectralTarget(power, power, 1000.0)) for made in (GAN, UnwatchedGAN)
+    )
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
     operations = operations_per_step(gan, config)

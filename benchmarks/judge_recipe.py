@@ -56,7 +56,7 @@ def chi_1(generated: Means, real: Means, pixels: float) -> float:
 
 
 def deviations(generated: Means, real: Means, pixels: float) -> dict[str, float]:
-    """Every score but the diversity."""
+    """Every score but the diversity; with a sign where it is of one number."""
     scored = np.searchsorted(MINKOWSKI_THRESHOLDS, SCORED_THRESHOLDS)
     ratio = generated.minkowski[:, scored] / real.minkowski[:, scored] - 1.0
     bright = slice(int(BRIGHT) + 1, None)
@@ -64,12 +64,10 @@ def deviations(generated: Means, real: Means, pixels: float) -> dict[str, float]
         "spectrum of s": rms(generated.power_s / real.power_s - 1.0),
         "spectrum": rms(generated.power / real.power - 1.0),
         "chi_1": chi_1(generated, real, pixels),
-        "bright fraction": abs(generated.counts[bright].sum() / real.counts[bright].sum() - 1.0),
+        "bright fraction": generated.counts[bright].sum() / real.counts[bright].sum() - 1.0,
     }
     for name, row in zip(FUNCTIONALS, ratio, strict=True):
-        found |= {
-            f"{name} at {threshold:g}": abs(value) for threshold, value in zip(SCORED_THRESHOLDS, row, strict=True)
-        }
+        found |= {f"{name} at {threshold:g}": value for threshold, value in zip(SCORED_THRESHOLDS, row, strict=True)}
     return {name: float(value) for name, value in found.items()}
 
 
@@ -84,7 +82,7 @@ def floors(real: Summary) -> dict[str, float]:
     pixels = float(real.counts.sum())
     draws = np.random.default_rng(0).multinomial(number - 2, np.full(number, 1 / number), size=(DRAWS, 2))
     rows = [deviations(*(means(groups, length, weights) for weights in pair), pixels) for pair in draws]
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return {name: float(np.mean([abs(row[name]) for row in rows])) for name in rows[0]}
 
 
 def judge(folder: Path, weights: str, number: int, real: Real) -> tuple[dict[str, float], Likeness]:
@@ -130,7 +128,7 @@ def main():
     for name, fixed in TARGETS.items():
         target = max(fixed, 2.0 * floor[name])
         values = [row[name] for row in rows]
-        median = float(np.median(values))
+        median = float(np.median(np.abs(values)))
         cells = "".join(f"{value:9.4f}" for value in values)
         print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{median:9.4f}{' ' if median <= target else '!'} {cells}")
 

@@ -26,14 +26,23 @@ from networks.distribution import (
     share_out,
 )
 from networks.images import images_from_s, random_symmetry
-from networks.losses import crossentropy, mean_ring_power, r1_penalty, ring_weights, running_mean, spectral_loss
+from networks.losses import (
+    SpectralTarget,
+    bounded_density,
+    crossentropy,
+    mean_ring_power,
+    r1_penalty,
+    ring_weights,
+    running_mean,
+    spectral_loss,
+)
 from networks.optimizers import build_optimizer, first_moments, share_overflow
 from utils.config import Config
 from utils.runs import find_weights
 from utils.transforms import transform
 
-# Densities in the spectral loss are clipped here [particles per voxel]: some 25 times the brightest known pixel.
-_MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
+# Densities that the discriminator sees are clipped here [particles per voxel]: some 25 times the brightest known pixel.
+_MAX_LOG_DENSITY = math.log(1e5)
 
 # Independent streams of random numbers of one step.
 _NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
@@ -47,9 +56,8 @@ class GAN:
     config : Config
     total_steps : int, optional
         Length of the run, which the cosine learning-rate schedule needs.
-    target_power : tuple of ndarray, each (N/2,), optional
-        Ring power of the training set in s and in density, in the units of `networks.losses.mean_ring_power`; the
-        spectral loss needs it.
+    target : SpectralTarget, optional
+        What the spectral loss aims at; it needs one.
     strategy : tf.distribute.Strategy, optional
         How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
         of the same batch.
@@ -67,19 +75,20 @@ class GAN:
         self,
         config: Config,
         total_steps: int | None = None,
-        target_power: tuple[np.ndarray, np.ndarray] | None = None,
+        target: SpectralTarget | None = None,
         strategy: tf.distribute.Strategy | None = None,
     ):
         if config.lr_schedule != "constant" and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
-        if config.spectral_weight > 0 and target_power is None:
-            raise ValueError(f"spectral_weight = {config.spectral_weight} needs target_power")
+        if config.spectral_weight > 0 and target is None:
+            raise ValueError(f"spectral_weight = {config.spectral_weight} needs a target")
         self.config = config
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
         self.step = 0
         if config.spectral_weight > 0:
-            self._target_power = [tf.constant(power, tf.float32) for power in target_power]
+            self._target_power = [tf.constant(power, tf.float32) for power in (target.power_s, target.power)]
+            self._brightest = float(target.brightest)
             self._ring_weights = tf.constant(ring_weights(config.img_dim))
         self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
         self.loss_names += ("r1_penalty",) * (config.r1_weight > 0) + ("spectral_loss",) * (config.spectral_weight > 0)
@@ -386,14 +395,14 @@ class GAN:
         Floor(x + uniform noise) has the mean x: the gradient of the mean is passed on, that of the rounding ignored
         (Bengio, Leonard & Courville 2013, arXiv:1308.3432).
         """
-        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
+        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY)
         noise = self._draw(tf.random.stateless_uniform, tf.shape(density), _ROUNDING, step)
         counts = density + tf.stop_gradient(round_stochastically(density, noise) - density)
         return images_from_s(transform(counts[..., None], self.config.datascale), self.config)
 
     def _spectral_loss(self, u, step):
         """Mean of the spectral losses in s and in density; and the running means of both powers, (2, N/2)."""
-        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
+        density = bounded_density(u, self.config.datascale, self._brightest)
         powers = mean_over_replicas([mean_ring_power(fields, self._ring_weights) for fields in (tf.tanh(u), density)])
         running, power = running_mean(self._running_power, tf.stack(powers), step)
         losses = [spectral_loss(*pair) for pair in zip(tf.unstack(power), self._target_power, strict=True)]

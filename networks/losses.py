@@ -1,5 +1,8 @@
 """The terms of the two networks' losses, each a function of tensors, float32, averaged over the batch."""
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 import tensorflow as tf
 
@@ -139,14 +142,42 @@ def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(tf.math.log(power / target)))
 
 
-def target_power(config: Config, training: SliceSet) -> tuple[np.ndarray, np.ndarray] | None:
-    """What the spectral loss aims at: the mean power of training slices in s and in density; None where it is off.
+def bounded_density(u: tf.Tensor, datascale: float, brightest: float) -> tf.Tensor:
+    """The density x = a exp(2u), continued linearly beyond the brightest that there is.
+
+    So a runaway pixel is drawn back by the spectral loss as strongly as the brightest real ones would be. With the
+    exponential it would drown all others' gradients, and from where that is clipped it would not be drawn back at all.
+
+    Parameters
+    ----------
+    u : tensor, float32
+        The generator's last pre-activation.
+    datascale : float
+        a [particles per voxel].
+    brightest : float
+        Density of the brightest training pixel [particles per voxel].
 
     Returns
     -------
-    tuple of two ndarray, each (N/2,), float64
-        In the units of `mean_ring_power`.
+    tensor of the same shape
     """
+    top = 0.5 * math.log(brightest / datascale)
+    return tf.where(u < top, datascale * tf.exp(2.0 * tf.minimum(u, top)), brightest * (1.0 + 2.0 * (u - top)))
+
+
+class SpectralTarget(NamedTuple):
+    """What the spectral loss aims at: the mean of training slices, in the units of `mean_ring_power`."""
+
+    power_s: np.ndarray
+    """(N/2,), of s."""
+    power: np.ndarray
+    """(N/2,), of the density."""
+    brightest: float
+    """The brightest training pixel [particles per voxel]."""
+
+
+def spectral_target(config: Config, training: SliceSet) -> SpectralTarget | None:
+    """Measure what the spectral loss aims at, on slices spread over the training set; None where the loss is off."""
     if config.spectral_weight == 0:
         return None
     rng = np.random.default_rng(config.seed)
@@ -159,4 +190,5 @@ def target_power(config: Config, training: SliceSet) -> tuple[np.ndarray, np.nda
         total += np.stack(
             [ring_power(fields).sum(axis=0) for fields in (transform(density, config.datascale), density)]
         )
-    return tuple(total / len(rows))
+    # The bound has to lie above the density at which s is zero, whatever the training set is like.
+    return SpectralTarget(*total / len(rows), brightest=max(training.maximum, 2.0 * config.datascale))
