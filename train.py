@@ -303,9 +303,9 @@ def build_gan(config: Config, training: SliceSet, total_steps: int, strategy):
             f"choose a multiple of their number"
         )
     from networks.gan import GAN
-    from networks.losses import spectral_target
+    from networks.losses import measure_training_set
 
-    return GAN(config, total_steps, spectral_target(config, training), strategy)
+    return GAN(config, total_steps, measure_training_set(config, training), strategy)
 
 
 def open_stream(config: Config, training: SliceSet, step: int, total_steps: int, crew: Crew):

@@ -46,14 +46,14 @@ def work(arguments) -> None:
 
     machine = start_tensorflow("auto", arguments.devices, find_cluster())
     from networks.gan import GAN
-    from networks.losses import SpectralTarget
+    from networks.losses import TrainingSet
 
     local = arguments.batch * (arguments.devices or 1)
     config = load_config(
         "config.yaml", arguments.tag, [f"batchsize={arguments.batch * machine.description['replicas']}"]
     )
     power = np.ones(config.img_dim // 2)
-    gan = GAN(config, total_steps=1000, target=SpectralTarget(power, power, 1000.0), strategy=machine.strategy)
+    gan = GAN(config, total_steps=1000, training_set=TrainingSet(power, power, 1000.0), strategy=machine.strategy)
     densities = np.random.default_rng(1).poisson(1.0, (local, config.img_dim, config.img_dim)).astype(np.int16)
     for step in range(-2, arguments.steps):
         if step == 0:

@@ -122,7 +122,7 @@ def main():
     config = load_config("config.yaml", arguments.tag)
     print(f"training step of '{config.tag}' on {start_tensorflow().description}")
     from networks.gan import GAN
-    from networks.losses import SpectralTarget
+    from networks.losses import TrainingSet
 
     rate = matrix_product_rate()
     rng = np.random.default_rng(1)
@@ -133,7 +133,7 @@ def main():
 
     power = np.ones(config.img_dim // 2)
     gan, unwatched = (
-        made(config, total_steps=1000, target=SpectralTarget(power, power, 1000.0)) for made in (GAN, UnwatchedGAN)
+        made(config, total_steps=1000, training_set=TrainingSet(power, power, 1000.0)) for made in (GAN, UnwatchedGAN)
     )
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)

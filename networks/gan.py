@@ -27,8 +27,9 @@ from networks.distribution import (
 )
 from networks.images import images_from_s, random_symmetry
 from networks.losses import (
-    SpectralTarget,
+    TrainingSet,
     bounded_density,
+    ceiling_penalty,
     crossentropy,
     mean_ring_power,
     r1_penalty,
@@ -56,8 +57,8 @@ class GAN:
     config : Config
     total_steps : int, optional
         Length of the run, which the cosine learning-rate schedule needs.
-    target : SpectralTarget, optional
-        What the spectral loss aims at; it needs one.
+    training_set : TrainingSet, optional
+        What spectral loss and ceiling aim at; they need it.
     strategy : tf.distribute.Strategy, optional
         How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
         of the same batch.
@@ -75,23 +76,26 @@ class GAN:
         self,
         config: Config,
         total_steps: int | None = None,
-        target: SpectralTarget | None = None,
+        training_set: TrainingSet | None = None,
         strategy: tf.distribute.Strategy | None = None,
     ):
         if config.lr_schedule != "constant" and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
-        if config.spectral_weight > 0 and target is None:
-            raise ValueError(f"spectral_weight = {config.spectral_weight} needs a target")
+        if training_set is None and max(config.spectral_weight, config.ceiling_weight) > 0:
+            raise ValueError("spectral_weight and ceiling_weight need training_set")
         self.config = config
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
         self.step = 0
-        if config.spectral_weight > 0:
-            self._target_power = [tf.constant(power, tf.float32) for power in (target.power_s, target.power)]
-            self._brightest = float(target.brightest)
+        if training_set is not None:
+            powers = (training_set.power_s, training_set.power)
+            self._target_power = [tf.constant(power, tf.float32) for power in powers]
+            self._brightest = float(training_set.brightest)
             self._ring_weights = tf.constant(ring_weights(config.img_dim))
         self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
-        self.loss_names += ("r1_penalty",) * (config.r1_weight > 0) + ("spectral_loss",) * (config.spectral_weight > 0)
+        extra = {"r1_penalty": config.r1_weight, "spectral_loss": config.spectral_weight}
+        extra |= {"ceiling_penalty": config.ceiling_weight}
+        self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
         with self.strategy.scope():
             self._create_variables()
         self._generator_with_u = with_pre_activation(self.generator)
@@ -331,6 +335,9 @@ class GAN:
                 losses["spectral_loss"], power = self._spectral_loss(u, step)
                 total += self.config.spectral_weight * losses["spectral_loss"]
                 running.append(power)
+            if self.config.ceiling_weight > 0:
+                losses["ceiling_penalty"] = ceiling_penalty(u, self.config.datascale, self._brightest)
+                total += self.config.ceiling_weight * losses["ceiling_penalty"]
             total = self.generator_optimizer.scale_loss(total)
         self._apply(self.generator_optimizer, tape.gradient(total, self.generator.trainable_variables))
         names = list(losses)

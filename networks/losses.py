@@ -165,20 +165,43 @@ def bounded_density(u: tf.Tensor, datascale: float, brightest: float) -> tf.Tens
     return tf.where(u < top, datascale * tf.exp(2.0 * tf.minimum(u, top)), brightest * (1.0 + 2.0 * (u - top)))
 
 
-class SpectralTarget(NamedTuple):
-    """What the spectral loss aims at: the mean of training slices, in the units of `mean_ring_power`."""
+def ceiling_penalty(u: tf.Tensor, datascale: float, brightest: float) -> tf.Tensor:
+    """Mean over slices of the sum over pixels of how far they are above the brightest that there is, squared.
+
+    In u, half the logarithm of the density: a runaway pixel is where both image channels have saturated, so that the
+    discriminator may see it but has no gradient left to draw it back.
+
+    Parameters
+    ----------
+    u : tensor, (n, N, N), float32
+        The generator's last pre-activation.
+    datascale : float
+        a [particles per voxel].
+    brightest : float
+        Density of the brightest training pixel [particles per voxel].
+
+    Returns
+    -------
+    tensor, scalar
+    """
+    excess = tf.nn.relu(u - 0.5 * math.log(brightest / datascale))
+    return tf.reduce_mean(tf.reduce_sum(tf.square(excess), axis=(1, 2)))
+
+
+class TrainingSet(NamedTuple):
+    """What the generator's losses have to know of the training slices. Power is in the units of `mean_ring_power`."""
 
     power_s: np.ndarray
-    """(N/2,), of s."""
+    """(N/2,), mean over slices of that of s."""
     power: np.ndarray
-    """(N/2,), of the density."""
+    """(N/2,), mean over slices of that of the density."""
     brightest: float
     """The brightest training pixel [particles per voxel]."""
 
 
-def spectral_target(config: Config, training: SliceSet) -> SpectralTarget | None:
-    """Measure what the spectral loss aims at, on slices spread over the training set; None where the loss is off."""
-    if config.spectral_weight == 0:
+def measure_training_set(config: Config, training: SliceSet) -> TrainingSet | None:
+    """Measure the power on slices spread over the training set; None where no loss needs it."""
+    if config.spectral_weight == config.ceiling_weight == 0:
         return None
     rng = np.random.default_rng(config.seed)
     rows = training.rows_spread(_TARGET_SLICES)
@@ -191,4 +214,4 @@ def spectral_target(config: Config, training: SliceSet) -> SpectralTarget | None
             [ring_power(fields).sum(axis=0) for fields in (transform(density, config.datascale), density)]
         )
     # The bound has to lie above the density at which s is zero, whatever the training set is like.
-    return SpectralTarget(*total / len(rows), brightest=max(training.maximum, 2.0 * config.datascale))
+    return TrainingSet(*total / len(rows), brightest=max(training.maximum, 2.0 * config.datascale))

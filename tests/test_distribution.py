@@ -14,6 +14,7 @@ OPTIONS = {
     "augment": True,
     "count_noise": True,
     "spectral_weight": 0.1,
+    "ceiling_weight": 0.1,
     "r1_weight": 0.5,
     "r1_interval": 2,
     "ema_decay": 0.9,
@@ -31,10 +32,10 @@ from utils.config import Config
 config, devices = json.loads(sys.argv[1]), int(sys.argv[2])
 machine = start_tensorflow("mirrored" if devices > 1 else "single", devices=devices)
 from networks.gan import GAN
-from networks.losses import SpectralTarget
+from networks.losses import TrainingSet
 
 power = np.full(4, 30.0), np.full(4, 300.0)
-gan = GAN(Config(**config), total_steps=50, target=SpectralTarget(*power, 300.0), strategy=machine.strategy)
+gan = GAN(Config(**config), total_steps=50, training_set=TrainingSet(*power, 300.0), strategy=machine.strategy)
 rng = np.random.default_rng(1)
 losses = []
 for step in range(50):

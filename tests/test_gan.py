@@ -12,8 +12,9 @@ from networks.dcgan import round_stochastically
 from networks.gan import GAN
 from networks.images import images_from_s, random_symmetry
 from networks.losses import (
-    SpectralTarget,
+    TrainingSet,
     bounded_density,
+    ceiling_penalty,
     mean_ring_power,
     r1_penalty,
     ring_weights,
@@ -268,6 +269,27 @@ def test_bounded_density_goes_on_linearly_beyond_the_brightest():
     np.testing.assert_allclose(tape.gradient(density, u), [8 * math.exp(-6), 8, slope, slope, slope], rtol=1e-5)
 
 
+def test_ceiling_penalty_value_and_gradient(rng):
+    """With a = 4 and the brightest 400 the ceiling is at u = ln(10)."""
+    u = tf.constant(rng.normal(2.0, 1.0, (3, 4, 4)).astype(np.float32))
+    with tf.GradientTape() as tape:
+        tape.watch(u)
+        penalty = ceiling_penalty(u, 4.0, 400.0)
+    excess = np.maximum(u.numpy() - math.log(10.0), 0.0)
+    assert 0 < np.count_nonzero(excess) < excess.size
+    assert float(penalty) == pytest.approx(np.sum(excess**2) / 3, rel=1e-5)
+    np.testing.assert_allclose(tape.gradient(penalty, u), 2.0 * excess / 3, rtol=1e-4, atol=1e-6)
+
+
+def test_ceiling_draws_runaway_pixels_back(tiny_config, rng):
+    config = dataclasses.replace(tiny_config, ceiling_weight=1.0, learn_rate=(1e-2, 1e-9))
+    gan = GAN(config, training_set=TrainingSet(np.ones(4), np.ones(4), 400.0))
+    gan.generator.trainable_variables[-1].assign([4.0])  # the bias of the last pre-activation
+    penalties = [float(gan.train_step(*inputs(config, rng))["ceiling_penalty"]) for _ in range(60)]
+    assert penalties[0] > 1.0
+    assert penalties[-1] < 0.3 * penalties[0]
+
+
 def test_running_mean_remembers_and_has_the_gradient_of_the_batch(rng):
     """After many steps: 0.98 of what was, 0.02 of what came; after none: what came."""
     before, batch = (tf.constant(rng.lognormal(size=4).astype(np.float32)) for _ in range(2))
@@ -282,7 +304,7 @@ def test_running_mean_remembers_and_has_the_gradient_of_the_batch(rng):
 
 def test_spectral_loss_draws_the_generator_to_the_target(tiny_config, rng):
     config = dataclasses.replace(tiny_config, spectral_weight=1.0, learn_rate=(1e-2, 1e-9))
-    gan = GAN(config, target=SpectralTarget(np.full(4, 30.0), np.full(4, 300.0), 1000.0))
+    gan = GAN(config, training_set=TrainingSet(np.full(4, 30.0), np.full(4, 300.0), 1000.0))
     losses = [float(gan.train_step(*inputs(config, rng, n=16))["spectral_loss"]) for _ in range(60)]
     assert np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
 

@@ -62,6 +62,7 @@ class Config:
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
     r1_interval: int = _key("steps between R1 penalties, each then weighted by the interval", 1)
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
+    ceiling_weight: float = _key("weight of the penalty on pixels above the brightest training pixel (0: off)", 0.0)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
     best_metric: str = _key("score by which weights are kept as best: chisq or figure_of_merit", "chisq")
     checkpt_samples: int = _key("generated slices per TensorBoard checkpoint", 512)
@@ -262,6 +263,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
     yield "spectral_weight", c.spectral_weight >= 0, "0 (off) or more"
+    yield "ceiling_weight", c.ceiling_weight >= 0, "0 (off) or more"
     yield "ema_decay", 0 <= c.ema_decay < 1, "at least 0 (off) and below 1, such as 0.999"
 
 
