@@ -69,10 +69,11 @@ def build_generator(config: Config) -> Generator:
         is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x.
     """
     seeds, dtype = _layer_seeds(config.seed, network=0), hidden_dtype(config)
+    renormalized = config.generator_norm == "renorm"
     side, maps = config.base_dim, 2 * config.ndeconvfilters[0]
     z = keras.Input((config.noise_vect_len,), name="z")
     x = keras.layers.Dense(side * side * maps, use_bias=False, kernel_initializer=_normal(next(seeds)), dtype=dtype)(z)
-    x = _batch_norm(config)(x)
+    x = _batch_norm(config, renormalized)(x)
     x = keras.layers.ReLU(dtype=dtype)(x)
     x = keras.layers.Reshape((side, side, maps), dtype=dtype)(x)  # (n, side * side * maps) -> (n, side, side, maps)
     for layer, filters in enumerate(config.ndeconvfilters):
@@ -87,7 +88,7 @@ def build_generator(config: Config) -> Generator:
             name="pre_activation" if last else None,
         )(x)
         if not last:
-            x = _batch_norm(config)(x)
+            x = _batch_norm(config, renormalized)(x)
             x = keras.layers.ReLU(dtype=dtype)(x)
     if config.multichannel:
         images = MultiChannelRescaling(config.datascale, dtype="float32")(x)
@@ -246,9 +247,14 @@ def load_weights(network: keras.Model, path: Path, config: Config) -> None:
         ) from None
 
 
-def _batch_norm(config: Config) -> BatchNormalization:
-    synchronized, dtype = config.sync_batchnorm, hidden_dtype(config)
-    return BatchNormalization(momentum=0.9, epsilon=1e-5, synchronized=synchronized, dtype=dtype)
+def _batch_norm(config: Config, renormalized: bool = False) -> BatchNormalization:
+    return BatchNormalization(
+        momentum=0.9,
+        epsilon=1e-5,
+        synchronized=config.sync_batchnorm,
+        renormalized=renormalized,
+        dtype=hidden_dtype(config),
+    )
 
 
 def _normal(seed: int) -> keras.initializers.Initializer:

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 # tanh(e^3) is 1 in float32: a larger exponent cannot change the rescaled channel, but its gradient could overflow.
 _MAX_LOG_RATIO = 3.0
+# Bounds of batch renormalisation.
+_MAX_RATIO, _MAX_SHIFT = 3.0, 5.0
 # The density that becomes tanh(1) in the rescaled channel [particles per voxel].
 RESCALE = 1000.0
 
@@ -84,31 +86,44 @@ class BatchNormalization(keras.layers.BatchNormalization):
     synchronized : bool
         Mean and variance of the whole batch, of which every replica has an equal share. (Keras' own way, E[x²] − E[x]²,
         loses digits where the mean is large.)
+    renormalized : bool
+        Batch renormalisation (Ioffe 2017, arXiv:1702.03275): gradients as with batch statistics, but values as with
+        moving ones, so that what is trained is what is drawn from afterwards. In a small batch an unusual sample hides
+        in statistics that it makes itself; with moving statistics it stands out.
     **kwargs
         As in Keras.
     """
 
+    def __init__(self, *args, renormalized=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.renormalized = renormalized
+
     def call(self, inputs, training=None, mask=None):
+        scale, offset = self.gamma.value, self.beta.value
         if not training:
-            return self._fused(inputs, self.moving_mean.value, self.moving_variance.value)[0]
+            return self._fused(inputs, scale, offset, self.moving_mean.value, self.moving_variance.value)[0]
+        if self.renormalized:
+            scale, offset = tf.ones_like(scale), tf.zeros_like(offset)
         context = tf.distribute.get_replica_context()
         if self.synchronized and context and context.num_replicas_in_sync > 1:
-            outputs, mean, variance = self._over_replicas(inputs, context)
+            outputs, mean, variance = self._over_replicas(inputs, scale, offset, context)
         else:
-            outputs, mean, variance = self._fused(inputs)
+            outputs, mean, variance = self._fused(inputs, scale, offset)
+        if self.renormalized:
+            outputs = self._renormalize(outputs, mean, variance)
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(self.momentum * moving + (1.0 - self.momentum) * value)
         return outputs
 
-    def _fused(self, inputs, mean=None, variance=None):
+    def _fused(self, inputs, scale, offset, mean=None, variance=None):
         """Normalise by a given mean and variance, or by those of the batch; gives them too."""
         flat = inputs.shape.rank == 2
         # (n, features) -> (n, 1, 1, features): each feature is a channel.
         images = tf.reshape(inputs, (-1, 1, 1, inputs.shape[1])) if flat else inputs
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=images,
-            scale=self.gamma,
-            offset=self.beta,
+            scale=scale,
+            offset=offset,
             mean=() if mean is None else mean,
             variance=() if variance is None else variance,
             epsilon=self.epsilon,
@@ -119,7 +134,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         biased = variance * tf.cast((number - 1) / number, variance.dtype)
         return tf.reshape(outputs, tf.shape(inputs)) if flat else outputs, mean, biased
 
-    def _over_replicas(self, inputs, context):
+    def _over_replicas(self, inputs, scale, offset, context):
         """Normalise by mean and variance over the shares of all replicas; gives them too."""
 
         def mean_over_all(values):
@@ -128,10 +143,24 @@ class BatchNormalization(keras.layers.BatchNormalization):
         values = tf.cast(inputs, tf.float32)
         mean = mean_over_all(values)
         variance = mean_over_all(tf.math.squared_difference(values, mean))
-        gamma, beta = (tf.reshape(weight, mean.shape) for weight in (self.gamma, self.beta))
-        outputs = tf.nn.batch_normalization(values, mean, variance, beta, gamma, self.epsilon)
+        scale, offset = (tf.reshape(weight, mean.shape) for weight in (scale, offset))
+        outputs = tf.nn.batch_normalization(values, mean, variance, offset, scale, self.epsilon)
         statistics = (tf.squeeze(value, self._reduction_axes) for value in (mean, variance))
         return tf.cast(outputs, inputs.dtype), *statistics
+
+    def _renormalize(self, normal, mean, variance):
+        """From values normalised by the batch to those normalised by moving statistics, then scale and offset."""
+        moving_sigma = tf.sqrt(self.moving_variance.value + self.epsilon)
+        ratio = tf.sqrt(variance + self.epsilon) / moving_sigma
+        shift = (mean - self.moving_mean.value) / moving_sigma
+        # The bounds are those that the paper ends with; at first the moving statistics know nothing of the network.
+        ratio = tf.stop_gradient(tf.clip_by_value(ratio, 1.0 / _MAX_RATIO, _MAX_RATIO))
+        shift = tf.stop_gradient(tf.clip_by_value(shift, -_MAX_SHIFT, _MAX_SHIFT))
+        scale, offset = self.gamma * ratio, self.beta + self.gamma * shift
+        return normal * tf.cast(scale, normal.dtype) + tf.cast(offset, normal.dtype)
+
+    def get_config(self):
+        return super().get_config() | {"renormalized": self.renormalized}
 
 
 class MultiChannelRescaling(keras.layers.Layer):

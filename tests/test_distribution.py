@@ -15,6 +15,7 @@ OPTIONS = {
     "count_noise": True,
     "spectral_weight": 0.1,
     "ceiling_weight": 0.1,
+    "generator_norm": "renorm",
     "r1_weight": 0.5,
     "r1_interval": 2,
     "ema_decay": 0.9,

@@ -57,6 +57,7 @@ class Config:
     count_noise: bool = _key("round generated densities stochastically to whole particles, as simulations do", False)
     adam_betas: tuple[float, float] = _key("Adam's decay rates of the two moments", (0.5, 0.999))
     lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to zero)", "constant")
+    generator_norm: str = _key("normalisation in the generator: batch, or renorm (batch renormalisation)", "batch")
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
     sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
@@ -260,6 +261,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "adam_betas", all(0 <= beta < 1 for beta in c.adam_betas), "two numbers, each at least 0 and below 1"
     yield "best_metric", c.best_metric in ("chisq", "figure_of_merit"), "chisq or figure_of_merit"
     yield "lr_schedule", c.lr_schedule in ("constant", "cosine"), "constant or cosine"
+    yield "generator_norm", c.generator_norm in ("batch", "renorm"), "batch or renorm"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
     yield "spectral_weight", c.spectral_weight >= 0, "0 (off) or more"
