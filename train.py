@@ -16,7 +16,6 @@ import dataclasses
 import json
 import shlex
 import sys
-from datetime import timedelta
 from typing import NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from utils.crops import PeriodicCrops
 from utils.files import HDF5_OVERHEAD, atomic_path
 from utils.lock import single_writer
 from utils.logs import log, start_log
+from utils.messages import describe_machine, describe_slices, duration, progress_line, score_line
 from utils.provenance import differences, run_record
 from utils.runs import RunFolder, check_weights, find_weights, stamp_weights
 from utils.signals import Stopped, StopRequest, listen
@@ -342,22 +342,6 @@ def check_slices(config: Config, training: SliceSet, validation: SliceSet) -> No
         )
 
 
-def describe_slices(slices: SliceSet) -> str:
-    """One line on a slice file."""
-    return (
-        f"{slices.path}, {len(slices):,} of {slices.dim} x {slices.dim} pixels of {slices.pixel_size:g} Mpc/h, "
-        f"{slices.dtype}, density {slices.minimum:g} to {slices.maximum:g}, mean {slices.mean:.4f}"
-    )
-
-
-def describe_machine(machine: dict) -> str:
-    """Devices, threads, and how the step is spread, in a few words."""
-    text = f"{machine['devices'][0]} ({machine['threads']} threads)"
-    if machine["replicas"] > 1:
-        text += f", {machine['strategy']}: {machine['replicas']} replicas in {machine['workers']} process(es)"
-    return text
-
-
 def check_finite(gan, where) -> None:
     """Stop a run that has diverged, before anything of it overwrites something good."""
     divergence = gan.first_divergence()
@@ -379,31 +363,6 @@ def pace(config: Config, watch: Stopwatch, steps: int) -> dict[str, float]:
         "all_seconds_per_step": watch.total / steps,
         **{f"{activity}_share": share for activity, share in watch.shares().items()},
     }
-
-
-def progress_line(step: int, total_steps: int, epoch_steps: int, losses: dict, timing: dict) -> str:
-    """The log line of a step: losses of this step, mean predicted probabilities, speed, time left."""
-    left = duration((total_steps - step) * timing["all_seconds_per_step"])
-    values = {name: float(loss) for name, loss in losses.items()}
-    extra = "".join(f" {name} {values[name]:.4f}" for name in ("r1_penalty", "spectral_loss") if name in values)
-    return (
-        f"step {step}/{total_steps} epoch {(step - 1) // epoch_steps + 1} | d_loss {values['d_loss']:.4f} "
-        f"g_loss {values['g_loss']:.4f}{extra} | real pred {values['d_real_prob']:.3f} "
-        f"fake pred {values['d_fake_prob']:.3f} | {timing['images_per_second']:.1f} images/s, {left} left"
-    )
-
-
-def score_line(step: int, evaluation) -> str:
-    """The log line of a TensorBoard checkpoint."""
-    shown = ("chisq", "chisq_pspect", "pspect_rms", "pspect_rms_s")
-    numbers = ", ".join(f"{name} {evaluation.scores[name]:.4g}" for name in shown)
-    best = f"; best so far by {' and '.join(evaluation.improved)}, saved" if evaluation.improved else ""
-    return f"checkpoint at step {step}: {numbers}{best}"
-
-
-def duration(seconds: float) -> str:
-    """A time span for people, such as 1:02:03."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def save_weights(gan, folder: RunFolder, name: str, scores: dict[str, float] | None = None) -> None:
