@@ -12,13 +12,13 @@ and of waiting for each other. Beside it the bytes that are averaged in a step, 
 import argparse
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 
 import numpy as np
 
+from tests.test_workers import free_addresses
 from utils.cli import ArgumentParser, UserError, run
 from utils.cluster import find_cluster
 from utils.config import Config, load_config
@@ -53,7 +53,7 @@ def work(arguments) -> None:
         "config.yaml", arguments.tag, [f"batchsize={arguments.batch * machine.description['replicas']}"]
     )
     power = np.ones(config.img_dim // 2)
-    gan = GAN(config, total_steps=1000, training_set=TrainingSet(power, power, 1000.0), strategy=machine.strategy)
+    gan = GAN(config, total_steps=1000, training_set=TrainingSet(1000.0, power, power), strategy=machine.strategy)
     densities = np.random.default_rng(1).poisson(1.0, (local, config.img_dim, config.img_dim)).astype(np.int16)
     for step in range(-2, arguments.steps):
         if step == 0:
@@ -65,11 +65,7 @@ def work(arguments) -> None:
 
 def measure(arguments, processes: int, coupled: bool = False, devices: int = 1) -> tuple[float, int]:
     """Images/s of all processes together, and the bytes of a step."""
-    ports = [socket.create_server(("127.0.0.1", 0)) for _ in range(processes)]
-    addresses = [f"127.0.0.1:{port.getsockname()[1]}" for port in ports]
-    for port in ports:
-        port.close()
-    started = []
+    addresses, started = free_addresses(processes), []
     for rank in range(processes):
         environment = os.environ | {f"TF_NUM_{kind}OP_THREADS": str(devices) for kind in ("INTRA", "INTER")}
         if coupled:

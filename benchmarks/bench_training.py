@@ -1,6 +1,6 @@
 """What a training step and a TensorBoard checkpoint cost, beside the rate of a matrix product on the same machine.
 
-python -m benchmarks.bench_training [--tag base] [--steps 5]
+python -m benchmarks.bench_training [--tag base] [--steps 5] [--set precision=mixed_bfloat16]
 
 The operations of a step are counted from the networks: a (transposed) convolution costs kernel² · channels in ·
 channels out multiply-adds at every pixel of its smaller side, a dense layer the size of its kernel. A forward pass
@@ -8,6 +8,7 @@ costs that once, its backward pass twice (with respect to weights and to inputs)
 multiply-add counts as two operations; batch norm, activations and optimisers are left out.
 """
 
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -45,12 +46,12 @@ def operations_per_step(gan, config: Config) -> float:
     return 2 * config.batchsize * (3 * generator + (3 * config.DG_update_ratio + 2) * discriminator)
 
 
-def matrix_product_rate(side: int = 4096, repeats: int = 3) -> float:
-    """Floating-point operations per second of a float32 matrix product."""
+def matrix_product_rate(dtype: str, side: int = 4096, repeats: int = 3) -> float:
+    """Floating-point operations per second of a matrix product."""
     import tensorflow as tf
 
-    matrix = tf.random.stateless_normal((side, side), (1, 2))
-    product = tf.function(lambda: tf.reduce_sum(matrix @ matrix))
+    matrix = tf.cast(tf.random.stateless_normal((side, side), (1, 2)), dtype)
+    product = tf.function(lambda: tf.reduce_sum(tf.cast(matrix @ matrix, tf.float32)))
     return 2 * side**3 / median_seconds(lambda: product().numpy(), repeats)
 
 
@@ -118,13 +119,20 @@ def main():
     parser = ArgumentParser(description="Time the training step and the TensorBoard checkpoint of a tag.")
     parser.add_argument("--tag", default="base", help="tag of config.yaml")
     parser.add_argument("--steps", type=int, default=5, help="training steps to time")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
+    )
     arguments = parser.parse_args()
-    config = load_config("config.yaml", arguments.tag)
-    print(f"training step of '{config.tag}' on {start_tensorflow().description}")
+    config = load_config("config.yaml", arguments.tag, arguments.overrides)
+    machine = start_tensorflow()
     from networks.gan import GAN
     from networks.losses import TrainingSet
+    from networks.precision import choose_precision
 
-    rate = matrix_product_rate()
+    config = dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
+    print(f"training step of '{config.tag}', {config.precision}, on {machine.description}")
+    dtype = config.precision.removeprefix("mixed_")
+    rate = matrix_product_rate(dtype)
     rng = np.random.default_rng(1)
 
     class UnwatchedGAN(GAN):
@@ -133,7 +141,7 @@ def main():
 
     power = np.ones(config.img_dim // 2)
     gan, unwatched = (
-        made(config, total_steps=1000, training_set=TrainingSet(power, power, 1000.0)) for made in (GAN, UnwatchedGAN)
+        made(config, total_steps=1000, training_set=TrainingSet(1000.0, power, power)) for made in (GAN, UnwatchedGAN)
     )
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
@@ -142,7 +150,7 @@ def main():
     between = step * config.checkpt_batch
     check, error = divergence_check_seconds(gan, unwatched, densities, repeats=max(10, int(20 / step)))
     saving = saving_seconds(gan)
-    print(f"  4096² matrix product, float32     {rate / 1e9:9.1f} GFLOP/s")
+    print(f"  4096² matrix product, {dtype:12}{rate / 1e9:9.1f} GFLOP/s")
     print(
         f"  step of {config.batchsize:3d} images                {step:9.3f} s, {config.batchsize / step:.1f} images/s"
     )

@@ -21,7 +21,7 @@ from utils.scores import SCORED_THRESHOLDS, Means, means
 from utils.slices import open_slices
 from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, Summary
 
-# Upper ends of the bins of chi_1: counts one by one are too few where haloes are.
+# Edges of the bins of chi_1 [particles per voxel]: wider where pixels are few.
 CHI_EDGES = np.concatenate(
     [[-0.5], np.arange(0.5, 101, 5), np.arange(120.5, 301, 20), np.arange(350.5, 1001, 50), [2000]]
 )
@@ -113,8 +113,8 @@ def main():
     config = load_run_config(folders[0])
     start_tensorflow()
     name = arguments.real or config.dataname
-    opened = (open_slices(name, split, config.img_dim) for split in (arguments.split, "train"))
-    with next(opened) as slices, next(opened) as training:
+    held_back, known = (open_slices(name, split, config.img_dim) for split in (arguments.split, "train"))
+    with held_back as slices, known as training:
         real = read_real(slices, training, config.datascale, len(slices))
     if real.summary.groups()[1] != "universes" or real.summary.settings.resolution != 1:
         raise UserError(f"{name}: counts of at least three universes are needed to judge by")

@@ -28,13 +28,11 @@ from networks.distribution import (
 from networks.images import images_from_s, random_symmetry
 from networks.losses import (
     TrainingSet,
-    bounded_density,
     ceiling_penalty,
     crossentropy,
     mean_ring_power,
     r1_penalty,
     ring_weights,
-    running_mean,
     spectral_loss,
 )
 from networks.optimizers import build_optimizer, first_moments, share_overflow
@@ -42,8 +40,8 @@ from utils.config import Config
 from utils.runs import find_weights
 from utils.transforms import transform
 
-# Densities that the discriminator sees are clipped here [particles per voxel]: some 25 times the brightest known pixel.
-_MAX_LOG_DENSITY = math.log(1e5)
+# Densities are clipped here in the losses [particles per voxel]: some 25 times the brightest known pixel.
+_MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
 
 # Independent streams of random numbers of one step.
 _NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
@@ -87,11 +85,12 @@ class GAN:
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
         self.step = 0
-        if training_set is not None:
+        if config.spectral_weight > 0:
             powers = (training_set.power_s, training_set.power)
             self._target_power = [tf.constant(power, tf.float32) for power in powers]
-            self._brightest = float(training_set.brightest)
             self._ring_weights = tf.constant(ring_weights(config.img_dim))
+        if config.ceiling_weight > 0:
+            self._brightest = float(training_set.brightest)
         self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
         extra = {"r1_penalty": config.r1_weight, "spectral_loss": config.spectral_weight}
         extra |= {"ceiling_penalty": config.ceiling_weight}
@@ -108,10 +107,6 @@ class GAN:
         self.average_generator = build_generator(config) if config.ema_decay > 0 else None
         self.generator_optimizer = build_optimizer(config.learn_rate[0], config, self.generator)
         self.discriminator_optimizer = build_optimizer(config.learn_rate[1], config, self.discriminator)
-        # Mean power in s and in density of what was generated in the last steps.
-        self._running_power = None
-        if config.spectral_weight > 0:
-            self._running_power = tf.Variable(tf.zeros((2, config.img_dim // 2)), trainable=False)
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
@@ -200,8 +195,6 @@ class GAN:
         }
         if self.average_generator is not None:
             groups["average_generator"] = self.average_generator.weights
-        if self._running_power is not None:
-            groups["running_power"] = [self._running_power]
         # Names of variables repeat in Keras 3; their order in a model is fixed.
         return {f"{group}/{i:03d}": v for group, variables in groups.items() for i, v in enumerate(variables)}
 
@@ -265,10 +258,8 @@ class GAN:
         self._set_learning_rates(step)
         results = self.strategy.run(update, args=(*batch, step, with_r1))
         losses, statistics = tf.nest.map_structure(lambda value: own_replica(value, self.strategy), results)
-        running = [] if self._running_power is None else [self._running_power]
-        moving = (self.generator.non_trainable_variables, self.discriminator.non_trainable_variables, running)
-        for variables, values in zip(moving, statistics, strict=True):
-            for variable, value in zip(variables, values, strict=True):
+        for network, values in zip((self.generator, self.discriminator), statistics, strict=True):
+            for variable, value in zip(network.non_trainable_variables, values, strict=True):
                 variable.assign(value)
         self._update_average(step)
         self._add_losses(losses)
@@ -313,9 +304,8 @@ class GAN:
 
         Returns
         -------
-        dict of str to tensor, three lists of tensors
-            Losses; and the new moving statistics of generator and discriminator, and the running power where there is
-            a spectral loss. All averaged over the replicas.
+        dict of str to tensor, two lists of tensors
+            Losses, and the new moving statistics of generator and discriminator, all averaged over the replicas.
         """
         real_images = images_from_s(real, self.config)
         generator = self._generator_with_u
@@ -330,21 +320,17 @@ class GAN:
             # The discriminator sees batch statistics here too, but its moving statistics must not move.
             logits, _ = self._discriminate(fake_images, statistics)
             losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
-            running = []
             if self.config.spectral_weight > 0:
-                losses["spectral_loss"], power = self._spectral_loss(u, step)
+                losses["spectral_loss"] = self._spectral_loss(u)
                 total += self.config.spectral_weight * losses["spectral_loss"]
-                running.append(power)
             if self.config.ceiling_weight > 0:
                 losses["ceiling_penalty"] = ceiling_penalty(u, self.config.datascale, self._brightest)
                 total += self.config.ceiling_weight * losses["ceiling_penalty"]
             total = self.generator_optimizer.scale_loss(total)
         self._apply(self.generator_optimizer, tape.gradient(total, self.generator.trainable_variables))
         names = list(losses)
-        means, *statistics = mean_over_replicas(
-            ([losses[name] for name in names], generator_statistics, statistics, running)
-        )
-        return dict(zip(names, means, strict=True)), statistics
+        means, *moving = mean_over_replicas(([losses[name] for name in names], generator_statistics, statistics))
+        return dict(zip(names, means, strict=True)), moving
 
     def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], list]:
         """`DG_update_ratio` updates, on the real and on the fake batch in turn.
@@ -402,18 +388,16 @@ class GAN:
         Floor(x + uniform noise) has the mean x: the gradient of the mean is passed on, that of the rounding ignored
         (Bengio, Leonard & Courville 2013, arXiv:1308.3432).
         """
-        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY)
+        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
         noise = self._draw(tf.random.stateless_uniform, tf.shape(density), _ROUNDING, step)
         counts = density + tf.stop_gradient(round_stochastically(density, noise) - density)
         return images_from_s(transform(counts[..., None], self.config.datascale), self.config)
 
-    def _spectral_loss(self, u, step):
-        """Mean of the spectral losses in s and in density; and the running means of both powers, (2, N/2)."""
-        density = bounded_density(u, self.config.datascale, self._brightest)
+    def _spectral_loss(self, u):
+        """Mean of the spectral losses in s and in density, of the whole batch."""
+        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
         powers = mean_over_replicas([mean_ring_power(fields, self._ring_weights) for fields in (tf.tanh(u), density)])
-        running, power = running_mean(self._running_power, tf.stack(powers), step)
-        losses = [spectral_loss(*pair) for pair in zip(tf.unstack(power), self._target_power, strict=True)]
-        return 0.5 * tf.add_n(losses), running
+        return 0.5 * tf.add_n([spectral_loss(*pair) for pair in zip(powers, self._target_power, strict=True)])
 
     # ------------------------------------------------------------------------------------------- once, on all replicas
 

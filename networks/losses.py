@@ -11,8 +11,6 @@ from utils.slices import SliceSet
 from utils.statistics import ring_power
 from utils.transforms import transform
 
-# Decay per step of the running mean of the power: of the last fifty batches, in which the generator changes little.
-_POWER_MEMORY = 0.98
 # Slices that the targets of the spectral loss are averaged over: their mean is then known to a per cent or two.
 _TARGET_SLICES = 2048
 # Slices read at a time for it.
@@ -98,40 +96,16 @@ def mean_ring_power(fields: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     return tf.linalg.matvec(weights, tf.reshape(power, [-1]), transpose_a=True)
 
 
-def running_mean(before: tf.Tensor, batch: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Carry on the mean over the last steps, and give it the gradient of the newest batch.
-
-    Parameters
-    ----------
-    before : tensor, any shape, float32
-        The mean so far; of no account in step 0.
-    batch : tensor of that shape
-        Mean over the batch of this step.
-    step : scalar tensor
-        Steps done before.
-
-    Returns
-    -------
-    tensor, tensor
-        The new mean without a gradient, to be kept; and the same with the gradient of `batch`.
-    """
-    step = tf.cast(step, tf.float32)
-    decay = tf.minimum(_POWER_MEMORY, step / (step + 1.0))
-    mean = decay * before + (1.0 - decay) * tf.stop_gradient(batch)
-    return mean, mean + (batch - tf.stop_gradient(batch))
-
-
 def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Mean over rings of the squared logarithm of mean power over target power.
+    """Mean over rings of the squared logarithm of batch-mean power over target power.
 
-    The mean over many slices comes before the logarithm: the mean of log P would describe typical slices and let the
-    rare bright haloes, which carry the power, run away. A batch is too few for it, too: where one slice in fifty holds
-    a runaway pixel, most batches know nothing of it. Hence the running mean.
+    The mean over the batch comes before the logarithm: the mean of log P would describe typical slices and let the
+    rare bright haloes, which carry the power, run away.
 
     Parameters
     ----------
     power : tensor, (N/2,), float32
-        From `mean_ring_power`, averaged over the whole batch and over the last steps by `running_mean`.
+        From `mean_ring_power`, averaged over the whole batch.
     target : tensor, (N/2,), float32
         The training set's power, in the same units.
 
@@ -140,29 +114,6 @@ def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     tensor, scalar
     """
     return tf.reduce_mean(tf.square(tf.math.log(power / target)))
-
-
-def bounded_density(u: tf.Tensor, datascale: float, brightest: float) -> tf.Tensor:
-    """The density x = a exp(2u), continued linearly beyond the brightest that there is.
-
-    So a runaway pixel is drawn back by the spectral loss as strongly as the brightest real ones would be. With the
-    exponential it would drown all others' gradients, and from where that is clipped it would not be drawn back at all.
-
-    Parameters
-    ----------
-    u : tensor, float32
-        The generator's last pre-activation.
-    datascale : float
-        a [particles per voxel].
-    brightest : float
-        Density of the brightest training pixel [particles per voxel].
-
-    Returns
-    -------
-    tensor of the same shape
-    """
-    top = 0.5 * math.log(brightest / datascale)
-    return tf.where(u < top, datascale * tf.exp(2.0 * tf.minimum(u, top)), brightest * (1.0 + 2.0 * (u - top)))
 
 
 def ceiling_penalty(u: tf.Tensor, datascale: float, brightest: float) -> tf.Tensor:
@@ -191,18 +142,20 @@ def ceiling_penalty(u: tf.Tensor, datascale: float, brightest: float) -> tf.Tens
 class TrainingSet(NamedTuple):
     """What the generator's losses have to know of the training slices. Power is in the units of `mean_ring_power`."""
 
-    power_s: np.ndarray
-    """(N/2,), mean over slices of that of s."""
-    power: np.ndarray
-    """(N/2,), mean over slices of that of the density."""
     brightest: float
-    """The brightest training pixel [particles per voxel]."""
+    """The brightest pixel [particles per voxel]."""
+    power_s: np.ndarray | None = None
+    """(N/2,), mean over slices of that of s; None where no loss needs it."""
+    power: np.ndarray | None = None
+    """(N/2,), mean over slices of that of the density; None where no loss needs it."""
 
 
-def measure_training_set(config: Config, training: SliceSet) -> TrainingSet | None:
-    """Measure the power on slices spread over the training set; None where no loss needs it."""
-    if config.spectral_weight == config.ceiling_weight == 0:
-        return None
+def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
+    """Measure what the losses of a configuration need: the power on slices spread over the set, the rest is known."""
+    # The ceiling has to lie above the density at which s is zero, whatever the training set is like.
+    brightest = max(training.maximum, 2.0 * config.datascale)
+    if config.spectral_weight == 0:
+        return TrainingSet(brightest)
     rng = np.random.default_rng(config.seed)
     rows = training.rows_spread(_TARGET_SLICES)
     total = 0.0
@@ -213,5 +166,4 @@ def measure_training_set(config: Config, training: SliceSet) -> TrainingSet | No
         total += np.stack(
             [ring_power(fields).sum(axis=0) for fields in (transform(density, config.datascale), density)]
         )
-    # The bound has to lie above the density at which s is zero, whatever the training set is like.
-    return TrainingSet(*total / len(rows), brightest=max(training.maximum, 2.0 * config.datascale))
+    return TrainingSet(brightest, *total / len(rows))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import assert_refused, run_script, write_config
+from tests.run_files import weights
 from tests.universe_files import SCRIPT, voxels, write_universe
 from utils.cli import UserError
 from utils.crops import PeriodicCrops
@@ -86,15 +87,7 @@ def test_training_on_crops_resumes_exactly(workplace):
         for run, epochs in ((0, (2,)), (1, (1, 2)))
     )
     assert [process.returncode for process in (*one, *two)] == [0, 0, 0], two[-1].stderr
-    weights = [workplace / "expts" / "tiny" / f"run{run}" / "models" / "g_cosmo_last.weights.h5" for run in (0, 1)]
-    arrays = []
-    for path in weights:
-        with h5py.File(path) as file:
-            found = {}
-            file.visititems(
-                lambda name, item, found=found: found.update({name: item[...]} if hasattr(item, "shape") else {})
-            )
-            arrays.append(found)
-    assert arrays[0].keys() == arrays[1].keys()
-    for name, values in arrays[0].items():
-        np.testing.assert_array_equal(values, arrays[1][name])
+    first, second = (weights(workplace / "expts" / "tiny" / f"run{run}", "g_cosmo_last") for run in (0, 1))
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        np.testing.assert_array_equal(values, second[name])

@@ -36,7 +36,7 @@ from networks.gan import GAN
 from networks.losses import TrainingSet
 
 power = np.full(4, 30.0), np.full(4, 300.0)
-gan = GAN(Config(**config), total_steps=50, training_set=TrainingSet(*power, 300.0), strategy=machine.strategy)
+gan = GAN(Config(**config), total_steps=50, training_set=TrainingSet(300.0, *power), strategy=machine.strategy)
 rng = np.random.default_rng(1)
 losses = []
 for step in range(50):
