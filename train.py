@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from networks.device import STRATEGIES, start_tensorflow
+from networks.device import STRATEGIES, avoid_failing_fusion, start_tensorflow
 from utils.checkpoints import newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
 from utils.cluster import find_cluster
@@ -305,6 +305,7 @@ def build_gan(config: Config, training: SliceSet, total_steps: int, strategy):
     from networks.gan import GAN
     from networks.losses import measure_training_set
 
+    avoid_failing_fusion(config.discriminator_norm)
     return GAN(config, total_steps, measure_training_set(config, training), strategy)
 
 

@@ -82,21 +82,35 @@ def checkpoint_seconds(gan, config: Config, rng) -> float:
             return median_seconds(lambda: monitor.checkpoint(gan.step, 0.0, losses, gan.sample, {}), 3)
 
 
-def divergence_check_seconds(gan, unwatched, densities, repeats: int) -> tuple[float, float]:
+def divergence_check_seconds(gan, densities, repeats: int) -> tuple[float, float]:
     """Mean difference between steps with and without the look for numbers that are not finite, and its error.
 
-    `gan` and `unwatched`, which does not look, take turns, and differences are between neighbours, so that a busy
-    machine weighs on both alike; the largest and smallest tenth of the differences are left out.
+    Both kinds of step are of the same networks (two networks differ by a per cent, from where they lie in memory). They
+    take turns, and differences are between neighbours, so that a busy machine weighs on both alike; the largest and
+    smallest tenth of the differences are left out.
     """
-    differences = []
-    for repeat in range(-2, repeats):  # the first two compile
-        seconds = {}
-        for subject in (gan, unwatched) if repeat % 2 else (unwatched, gan):
+    import tensorflow as tf
+
+    def step(note_divergence):
+        gan._note_divergence = note_divergence  # in the place of the method, until the step is compiled
+        update = tf.function(lambda *arguments: gan._on_all_replicas(gan._draw_and_update, (densities,), *arguments))
+
+        def seconds(with_r1: bool) -> float:
+            gan._note_divergence = note_divergence
             start = time.perf_counter()
-            float(subject.train_on_densities(densities)["g_loss"])
-            seconds[subject] = time.perf_counter() - start
+            float(update(tf.constant(gan.step, tf.int64), with_r1)["g_loss"])
+            return time.perf_counter() - start
+
+        return seconds
+
+    watched, unwatched = step(gan._note_divergence), step(lambda *_: None)
+    differences = []
+    for repeat in range(-4, repeats):  # the first compile
+        with_r1 = gan.config.r1_weight > 0 and repeat // 2 % gan.config.r1_interval == 0
+        seconds = {run: run(with_r1) for run in ((watched, unwatched) if repeat % 2 else (unwatched, watched))}
         if repeat >= 0:
-            differences.append(seconds[gan] - seconds[unwatched])
+            differences.append(seconds[watched] - seconds[unwatched])
+    del gan._note_divergence
     kept = np.sort(differences)[repeats // 10 : repeats - repeats // 10]
     return float(np.mean(kept)), float(np.std(kept) / len(kept) ** 0.5)
 
@@ -135,20 +149,14 @@ def main():
     rate = matrix_product_rate(dtype)
     rng = np.random.default_rng(1)
 
-    class UnwatchedGAN(GAN):
-        def _note_divergence(self, step, losses):
-            pass
-
     power = np.ones(config.img_dim // 2)
-    gan, unwatched = (
-        made(config, total_steps=1000, training_set=TrainingSet(1000.0, power, power)) for made in (GAN, UnwatchedGAN)
-    )
+    gan = GAN(config, total_steps=10**6, training_set=TrainingSet(1000.0, power, power))
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
     operations = operations_per_step(gan, config)
     checkpoint = checkpoint_seconds(gan, config, rng)
     between = step * config.checkpt_batch
-    check, error = divergence_check_seconds(gan, unwatched, densities, repeats=max(10, int(20 / step)))
+    check, error = divergence_check_seconds(gan, densities, repeats=max(10, int(40 / step)))
     saving = saving_seconds(gan)
     print(f"  4096² matrix product, {dtype:12}{rate / 1e9:9.1f} GFLOP/s")
     print(

@@ -84,6 +84,18 @@ def start_tensorflow(
     return Machine(strategy, _describe(tf, kind, workers, strategy.num_replicas_in_sync))
 
 
+def avoid_failing_fusion(discriminator_norm: str) -> None:
+    """Switch TensorFlow's fusion of operations off where it would fail: with a discriminator without batch norm.
+
+    TensorFlow 2.21 then tries to fuse convolution, bias and LeakyReLU although the gradient needs what lies between; it
+    gives up all its fusions, which costs nothing that could be measured, and puts a line about it on the terminal.
+    """
+    if discriminator_norm == "none":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"remapping": False})
+
+
 def _choose_devices(tf, devices: int | None) -> list[str]:
     """Prepare this process's devices, before TensorFlow opens them; gives their names."""
     gpus = tf.config.list_physical_devices("GPU")

@@ -115,13 +115,17 @@ def test_old_npy_files_are_trained_on_as_they_are(workplace, sliced):
 
 def test_every_option_together(workplace):
     options = {
+        "precision": "mixed_bfloat16",
+        "random_crops": True,
         "augment": True,
         "dequantise": True,
+        "generator_norm": "renorm",
         "discriminator_norm": "none",
         "lr_schedule": "cosine",
         "r1_weight": 1.0,
         "r1_interval": 2,
         "spectral_weight": 0.1,
+        "ceiling_weight": 1.0,
         "ema_decay": 0.9,
         "adam_betas": [0.0, 0.99],
         "DG_update_ratio": 4,
@@ -129,8 +133,9 @@ def test_every_option_together(workplace):
     write_config(workplace, **options)
     process = train(workplace, 0)
     assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
     run = workplace / "expts" / "tiny" / "run0"
-    assert {"r1_penalty", "spectral_loss"} <= metrics(run)[-1].keys()
+    assert {"r1_penalty", "spectral_loss", "ceiling_penalty"} <= metrics(run)[-1].keys()
     counts = load_generator(run, "last").sample(4)
     np.testing.assert_array_equal(counts, np.floor(counts))
 
