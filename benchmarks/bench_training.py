@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from networks.device import start_tensorflow
+from networks.device import avoid_failing_fusion, start_tensorflow
 from utils.cli import ArgumentParser, run
 from utils.config import Config, load_config
 from utils.runs import RunFolder
@@ -145,6 +145,7 @@ def main():
 
     config = dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
     print(f"training step of '{config.tag}', {config.precision}, on {machine.description}")
+    avoid_failing_fusion(config.discriminator_norm)
     dtype = config.precision.removeprefix("mixed_")
     rate = matrix_product_rate(dtype)
     rng = np.random.default_rng(1)
