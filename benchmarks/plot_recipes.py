@@ -1,0 +1,84 @@
+"""Draw how fast two recipes learn: scores at their TensorBoard checkpoints against the time that training took.
+
+python -m benchmarks.plot_recipes --old expts/demo/run20 --new expts/demo/run21 expts/demo/run22 --out recipes.png
+
+Runs of one recipe are drawn alike, the median of their scores at the end is printed. For every score, the time that the
+old recipe took to the best of its run stands beside the time after which the new one was as good for the first time;
+of several runs, the median. A run whose learning rate falls to zero is only good at its end: several lengths may be
+given.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from utils.cli import ArgumentParser, UserError, run
+from utils.plots import GENERATED, REAL, save
+
+SCORES = {
+    "pspect_rms_s": "power spectrum of s",
+    "pspect_rms": "power spectrum of the density",
+    "bright_fraction": "fraction of pixels above 100",
+    "minkowski_area": "Minkowski: area",
+    "minkowski_boundary": "Minkowski: boundary",
+    "minkowski_euler": "Minkowski: Euler characteristic",
+}
+
+
+def read_curve(folder: Path) -> dict[str, np.ndarray]:
+    """Minutes and scores of one run, checkpoint by checkpoint, the first (an untrained generator) left out."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the folders of runs, such as expts/demo/run0")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][1:]
+    curve = {name: np.array([line[name] for line in lines]) for name in SCORES}
+    return curve | {"minutes": np.array([line["timing"]["seconds"] / 60.0 for line in lines])}
+
+
+def minutes_to(score: float, name: str, curve: dict[str, np.ndarray]) -> float:
+    """Minutes until a run was as good as that for the first time; infinite if it never was."""
+    good = curve[name] <= score
+    return float(curve["minutes"][np.argmax(good)]) if good.any() else np.inf
+
+
+def draw(old: list[dict], new: list[dict]) -> Figure:
+    """One panel per score, both axes logarithmic."""
+    figure = Figure(figsize=(11, 6), layout="constrained")
+    panels = figure.subplots(2, 3, sharex=True)
+    for axes, (name, title) in zip(panels.flat, SCORES.items(), strict=True):
+        for curves, colour, label in ((old, REAL, "2019"), (new, GENERATED, "now")):
+            for number, curve in enumerate(curves):
+                label_once = label if number == 0 else None
+                axes.plot(curve["minutes"], curve[name], color=colour, lw=1.5, marker=".", ms=4, label=label_once)
+        axes.set(xscale="log", yscale="log", title=title)
+        axes.grid(alpha=0.3, which="both")
+    for axes in panels[-1]:
+        axes.set_xlabel("minutes of training")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("relative deviation (rms)")
+    panels[0, 0].legend()
+    return figure
+
+
+def main():
+    """Print the table and draw."""
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--old", nargs="+", type=Path, required=True, metavar="FOLDER", help="runs of the old recipe")
+    parser.add_argument("--new", nargs="+", type=Path, required=True, metavar="FOLDER", help="runs of the new one")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    arguments = parser.parse_args()
+    old, new = ([read_curve(folder) for folder in folders] for folders in (arguments.old, arguments.new))
+    print(f"{'':18}{'old: best':>11}{'after':>10}{'new: end':>10}{'as good after':>15}{'faster':>8}")
+    for name in SCORES:
+        best = float(np.median([curve[name].min() for curve in old]))
+        after = float(np.median([minutes_to(curve[name].min(), name, curve) for curve in old]))
+        reached = float(np.median([minutes_to(best, name, curve) for curve in new]))
+        end = float(np.median([curve[name][-1] for curve in new]))
+        print(f"{name:18}{best:11.3f}{after:6.1f} min{end:10.3f}{reached:11.1f} min{after / reached:8.1f}")
+    save(draw(old, new), arguments.out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,144 @@
+"""Strided convolutions and their transposes, computed in another way where TensorFlow's own is slow on a CPU.
+
+Two of its kernels are: transposed convolutions to one or two channels in float32 (the generator's last layer, and the
+gradient with respect to the discriminator's images), and kernel gradients in bfloat16 on small maps. Both are computed
+here from operations that are fast, exactly up to rounding; everything else is left to TensorFlow. Images are
+channels_last, padding is `same`, and all of it can be differentiated any number of times.
+"""
+
+import tensorflow as tf
+
+# Up to that many channels, a convolution of neighbouring pixels and a rearrangement are twice as fast.
+_FEW_CHANNELS = 4
+# Up to that side, a matrix product per pixel of the kernel is twice as fast.
+_SMALL_SIDE = 8
+
+
+def convolve(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """The convolution, `tf.nn.conv2d`.
+
+    Parameters
+    ----------
+    images : tensor, (n, N, N, channels in), float
+        N a multiple of `stride`.
+    kernel : tensor, (k, k, channels in, channels out), of the same type
+    stride : int
+
+    Returns
+    -------
+    tensor, (n, N/stride, N/stride, channels out)
+    """
+
+    @tf.custom_gradient
+    def forward(images, kernel):
+        def gradients(upstream):
+            return convolve_transposed(upstream, kernel, stride), _kernel_gradient(images, upstream, kernel, stride)
+
+        return tf.nn.conv2d(images, kernel, stride, "SAME"), gradients
+
+    return forward(images, kernel)
+
+
+def convolve_transposed(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """The transpose of `convolve`, `tf.nn.conv2d_transpose`.
+
+    Parameters
+    ----------
+    images : tensor, (n, M, M, channels in), float
+    kernel : tensor, (k, k, channels out, channels in), of the same type
+    stride : int
+
+    Returns
+    -------
+    tensor, (n, M * stride, M * stride, channels out)
+    """
+
+    @tf.custom_gradient
+    def forward(images, kernel):
+        def gradients(upstream):
+            return convolve(upstream, kernel, stride), _kernel_gradient(upstream, images, kernel, stride)
+
+        n, rows, columns, _ = tf.unstack(tf.shape(images))
+        if _on_cpu() and images.dtype == tf.float32 and kernel.shape[2] <= _FEW_CHANNELS and stride > 1:
+            outputs = transposed_by_neighbours(images, kernel, stride)
+        else:
+            shape = (n, rows * stride, columns * stride, kernel.shape[2])
+            outputs = tf.nn.conv2d_transpose(images, kernel, shape, stride, "SAME")
+        return outputs, gradients
+
+    return forward(images, kernel)
+
+
+def transposed_by_neighbours(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
+    """`convolve_transposed` as a convolution of stride 1 whose channels are then spread over pixels.
+
+    Of the stride² output pixels at an input pixel, each depends on the few input pixels around, and all on the same
+    ones: a convolution gives them as stride² times the channels (Shi et al. 2016, arXiv:1609.05158).
+    """
+    side, _, channels, channels_in = kernel.shape
+    # Output pixel stride·q + p takes from input pixel q - d the kernel's pixel stride·d + p + before.
+    before = max(side - stride, 0) // 2
+    first, last = -((stride - 1 + before) // stride), (side - 1 - before) // stride  # of d
+    taps = last - first + 1
+    front = -(stride * first + before)
+    pads = (front, stride * taps - side - front)
+    kernel = tf.pad(kernel, (pads, pads, (0, 0), (0, 0)))
+    kernel = tf.reshape(kernel, (taps, stride, taps, stride, channels, channels_in))  # side -> (d, p)
+    kernel = tf.transpose(tf.reverse(kernel, (0, 2)), (0, 2, 5, 1, 3, 4))
+    kernel = tf.reshape(kernel, (taps, taps, channels_in, stride * stride * channels))
+    around = (last, -first)
+    # (n, M, M, channels in) -> (n, M, M, stride² * channels) -> (n, M * stride, M * stride, channels)
+    return tf.nn.depth_to_space(tf.nn.conv2d(images, kernel, 1, ((0, 0), around, around, (0, 0))), stride)
+
+
+def _kernel_gradient(images, upstream, kernel, stride):
+    """Of the sum of `convolve(images, kernel) * upstream`, with respect to the kernel."""
+    side = kernel.shape[0]
+    if _on_cpu() and images.dtype == tf.bfloat16 and (upstream.shape[1] or _SMALL_SIDE + 1) <= _SMALL_SIDE:
+        return kernel_gradient_by_products(images, upstream, side, stride)
+    return tf.raw_ops.Conv2DBackpropFilter(
+        input=images,
+        filter_sizes=kernel.shape,
+        out_backprop=upstream,
+        strides=(1, stride, stride, 1),
+        padding="SAME",
+    )
+
+
+def kernel_gradient_by_products(images: tf.Tensor, upstream: tf.Tensor, side: int, stride: int) -> tf.Tensor:
+    """The kernel's gradient, one matrix product for each of its pixels.
+
+    Parameters
+    ----------
+    images : tensor, (n, N, N, channels in)
+        What was convolved.
+    upstream : tensor, (n, N/stride, N/stride, channels out)
+        Gradient with respect to the result.
+    side, stride : int
+        Of the kernel.
+
+    Returns
+    -------
+    tensor, (side, side, channels in, channels out)
+    """
+    rows, channels, channels_out = upstream.shape[1], images.shape[-1], upstream.shape[-1]
+    before = max(side - stride, 0) // 2
+    blocks = rows + (side - 1) // stride
+    pads = (before, blocks * stride - rows * stride - before)
+    images = tf.pad(images, ((0, 0), pads, pads, (0, 0)))
+    # (n, N', N', channels) -> (n, blocks, stride, blocks, stride, channels): every stride-th pixel side by side
+    images = tf.reshape(images, (-1, blocks, stride, blocks, stride, channels))
+    images = tf.transpose(images, (2, 4, 0, 1, 3, 5))
+    upstream = tf.reshape(upstream, (-1, channels_out))  # (n, M, M, channels out) -> (n * M * M, channels out)
+
+    def product(i, j):
+        rows_seen, columns_seen = (slice(pixel // stride, pixel // stride + rows) for pixel in (i, j))
+        seen = images[i % stride, j % stride, :, rows_seen, columns_seen]
+        return tf.matmul(tf.reshape(seen, (-1, channels)), upstream, transpose_a=True)
+
+    products = tf.stack([product(i, j) for i in range(side) for j in range(side)])
+    return tf.reshape(products, (side, side, channels, channels_out))
+
+
+def _on_cpu() -> bool:
+    return not tf.config.get_visible_devices("GPU")

@@ -1,0 +1,90 @@
+"""Convolutions computed in ways of our own against TensorFlow's, values and derivatives."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from networks import convolutions
+from networks.convolutions import convolve, convolve_transposed, kernel_gradient_by_products, transposed_by_neighbours
+
+SIZES = [(5, 2), (3, 2), (4, 2), (2, 2), (5, 3), (3, 3), (7, 4)]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(3)
+
+
+def normal(rng, *shape):
+    return tf.constant(rng.normal(size=shape).astype(np.float32))
+
+
+def assert_equal(one, other):
+    scale = float(tf.reduce_max(tf.abs(other)))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(("side", "stride"), SIZES)
+def test_transposed_by_neighbours(rng, side, stride):
+    images, kernel = normal(rng, 2, 4, 4, 3), normal(rng, side, side, 2, 3)
+    expected = tf.nn.conv2d_transpose(images, kernel, (2, 4 * stride, 4 * stride, 2), stride, "SAME")
+    assert_equal(transposed_by_neighbours(images, kernel, stride), expected)
+
+
+@pytest.mark.parametrize(("side", "stride"), [*SIZES, (5, 1)])
+def test_kernel_gradient_by_products(rng, side, stride):
+    images, upstream = normal(rng, 3, 4 * stride, 4 * stride, 2), normal(rng, 3, 4, 4, 5)
+    expected = tf.raw_ops.Conv2DBackpropFilter(
+        input=images,
+        filter_sizes=(side, side, 2, 5),
+        out_backprop=upstream,
+        strides=(1, stride, stride, 1),
+        padding="SAME",
+    )
+    assert_equal(kernel_gradient_by_products(images, upstream, side, stride), expected)
+
+
+def plain_convolve(images, kernel, stride):
+    return tf.nn.conv2d(images, kernel, stride, "SAME")
+
+
+def plain_transposed(images, kernel, stride):
+    n, rows, columns, _ = images.shape
+    return tf.nn.conv2d_transpose(images, kernel, (n, rows * stride, columns * stride, kernel.shape[2]), stride, "SAME")
+
+
+@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize(("ours", "plain"), [(convolve, plain_convolve), (convolve_transposed, plain_transposed)])
+def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, few):
+    """A gradient penalty differentiates the gradient with respect to the images once more, as here."""
+    if not few:
+        monkeypatch.setattr(convolutions, "_FEW_CHANNELS", 0)
+    images = normal(rng, 2, 8, 8, 2)
+    kernel = normal(rng, 5, 5, 2, 2)
+
+    @tf.function(autograph=False)
+    def derivatives(convolution):
+        with tf.GradientTape() as outer:
+            outer.watch((images, kernel))
+            with tf.GradientTape() as inner:
+                inner.watch(images)
+                value = tf.reduce_sum(tf.sin(convolution(images, kernel, 2)))
+            gradient = inner.gradient(value, images)
+            penalty = tf.reduce_sum(tf.square(gradient)) + value
+        return gradient, *outer.gradient(penalty, (images, kernel))
+
+    for one, other in zip(derivatives(ours), derivatives(plain), strict=True):
+        assert_equal(one, other)
+
+
+def test_kernel_gradient_in_bfloat16_on_small_maps(rng):
+    """Within the rounding of bfloat16, which is that of the inputs: sums are kept in float32."""
+    images, kernel = normal(rng, 8, 8, 8, 4), normal(rng, 5, 5, 4, 6)
+    gradients = []
+    for dtype in (tf.bfloat16, tf.float32):
+        low, weights = tf.cast(tf.cast(images, tf.bfloat16), dtype), tf.cast(tf.cast(kernel, tf.bfloat16), dtype)
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            value = tf.reduce_sum(convolve(low, weights, 2))
+        gradients.append(tf.cast(tape.gradient(value, weights), tf.float32))
+    np.testing.assert_allclose(gradients[0], gradients[1], rtol=0.01, atol=0.05)
