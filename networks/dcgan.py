@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from networks.layers import BatchNormalization, Conv2DTransposeSame, MultiChannelRescaling
+from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling, SoftCap
 from networks.precision import hidden_dtype
 from utils.cli import UserError
 from utils.config import Config
@@ -85,8 +85,10 @@ def build_generator(config: Config) -> Generator:
             use_bias=last,
             kernel_initializer=_normal(next(seeds)),
             dtype="float32" if last else dtype,
-            name="pre_activation" if last else None,
+            name="pre_activation" if last and config.density_cap == 0 else None,
         )(x)
+        if last and config.density_cap > 0:
+            x = SoftCap(dtype="float32", name="pre_activation")(x)
         if not last:
             x = _batch_norm(config, renormalized)(x)
             x = keras.layers.ReLU(dtype=dtype)(x)
@@ -123,7 +125,7 @@ def build_discriminator(config: Config) -> keras.Model:
     if first:
         x = keras.layers.Permute((2, 3, 1), dtype="float32")(x)  # (n, channels, N, N) -> (n, N, N, channels)
     for layer, filters in enumerate(config.nconvfilters):
-        x = keras.layers.Conv2D(
+        x = Conv2D(
             filters,
             config.convkern,
             strides=config.convstride,
@@ -131,8 +133,8 @@ def build_discriminator(config: Config) -> keras.Model:
             data_format="channels_last",
             use_bias=not normalised,
             kernel_initializer=keras.initializers.TruncatedNormal(stddev=_INITIAL_SIGMA, seed=next(seeds)),
-            # The first one sees the images themselves: bfloat16 could not tell bright pixels from one another.
-            dtype=dtype if layer else "float32",
+            exact_inputs=layer == 0,
+            dtype=dtype,
         )(x)
         if normalised:
             x = _batch_norm(config)(x)

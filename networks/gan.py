@@ -25,10 +25,9 @@ from networks.distribution import (
     send_from_first,
     share_out,
 )
-from networks.images import images_from_s, random_symmetry
+from networks.images import images_from_density, images_from_s, random_symmetry
 from networks.losses import (
     TrainingSet,
-    ceiling_penalty,
     crossentropy,
     mean_ring_power,
     r1_penalty,
@@ -38,7 +37,7 @@ from networks.losses import (
 from networks.optimizers import build_optimizer, first_moments, share_overflow
 from utils.config import Config
 from utils.runs import find_weights
-from utils.transforms import transform
+from utils.transforms import invtransform, transform
 
 # Densities are clipped here in the losses [particles per voxel]: some 25 times the brightest known pixel.
 _MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
@@ -56,7 +55,7 @@ class GAN:
     total_steps : int, optional
         Length of the run, which the cosine learning-rate schedule needs.
     training_set : TrainingSet, optional
-        What spectral loss and ceiling aim at; they need it.
+        What the spectral loss aims at and the density cap refers to; they need it.
     strategy : tf.distribute.Strategy, optional
         How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
         of the same batch.
@@ -79,8 +78,8 @@ class GAN:
     ):
         if config.lr_schedule != "constant" and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
-        if training_set is None and max(config.spectral_weight, config.ceiling_weight) > 0:
-            raise ValueError("spectral_weight and ceiling_weight need training_set")
+        if training_set is None and max(config.spectral_weight, config.density_cap) > 0:
+            raise ValueError("spectral_weight and density_cap need training_set")
         self.config = config
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -89,14 +88,13 @@ class GAN:
             powers = (training_set.power_s, training_set.power)
             self._target_power = [tf.constant(power, tf.float32) for power in powers]
             self._ring_weights = tf.constant(ring_weights(config.img_dim))
-        if config.ceiling_weight > 0:
-            self._brightest = float(training_set.brightest)
         self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
         extra = {"r1_penalty": config.r1_weight, "spectral_loss": config.spectral_weight}
-        extra |= {"ceiling_penalty": config.ceiling_weight}
         self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
         with self.strategy.scope():
             self._create_variables()
+            if config.density_cap > 0:
+                self._cap_densities(config.density_cap * training_set.brightest)
         self._generator_with_u = with_pre_activation(self.generator)
         self._density_function = density_function(self.sampling_generator)
 
@@ -113,6 +111,10 @@ class GAN:
         # The step and the place of the first number that was not finite, looked at on the device in every step.
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self._first_bad_tensor = tf.Variable(0, dtype=tf.int64, trainable=False)
+
+    def _cap_densities(self, bound: float):
+        for network in filter(None, (self.generator, self.average_generator)):
+            network.get_layer("pre_activation").cap_density(bound, self.config.datascale)
 
     # ------------------------------------------------------------------------------------------------ the interface
 
@@ -307,42 +309,38 @@ class GAN:
         dict of str to tensor, two lists of tensors
             Losses, and the new moving statistics of generator and discriminator, all averaged over the replicas.
         """
-        real_images = images_from_s(real, self.config)
         generator = self._generator_with_u
         with tf.GradientTape() as tape:
-            (fake_images, u), generator_statistics = generator.stateless_call(
+            (_, u), generator_statistics = generator.stateless_call(
                 generator.trainable_variables, generator.non_trainable_variables, z, training=True
             )
-            if self.config.count_noise:
-                fake_images = self._count_images(u, step)
+            fake_images = self._fake_images(u, step)
             with tape.stop_recording():
-                losses, statistics = self._update_discriminator(real_images, fake_images, flips, with_r1)
+                losses, statistics = self._update_discriminator(real, fake_images, flips, with_r1)
             # The discriminator sees batch statistics here too, but its moving statistics must not move.
             logits, _ = self._discriminate(fake_images, statistics)
             losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
             if self.config.spectral_weight > 0:
                 losses["spectral_loss"] = self._spectral_loss(u)
                 total += self.config.spectral_weight * losses["spectral_loss"]
-            if self.config.ceiling_weight > 0:
-                losses["ceiling_penalty"] = ceiling_penalty(u, self.config.datascale, self._brightest)
-                total += self.config.ceiling_weight * losses["ceiling_penalty"]
             total = self.generator_optimizer.scale_loss(total)
         self._apply(self.generator_optimizer, tape.gradient(total, self.generator.trainable_variables))
         names = list(losses)
         means, *moving = mean_over_replicas(([losses[name] for name in names], generator_statistics, statistics))
         return dict(zip(names, means, strict=True)), moving
 
-    def _update_discriminator(self, real_images, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], list]:
+    def _update_discriminator(self, real, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], list]:
         """`DG_update_ratio` updates, on the real and on the fake batch in turn.
 
         Returns the means of their losses, and the moving statistics.
         """
         rounds, statistics = [], self.discriminator.non_trainable_variables
+        real_images = images_from_s(real, self.config)
         for _ in range(self.config.DG_update_ratio // 2):
             (real_loss, real_prob, penalty), statistics = self._fit_labels(
-                real_images, 1.0 - flips, statistics, with_r1
+                real_images, 1.0 - flips, statistics, real if with_r1 else None
             )
-            (fake_loss, fake_prob, _), statistics = self._fit_labels(fake_images, flips, statistics, with_r1=False)
+            (fake_loss, fake_prob, _), statistics = self._fit_labels(fake_images, flips, statistics)
             d_loss = 0.5 * (real_loss + fake_loss)
             rounds.append((d_loss, real_loss, fake_loss, real_prob, fake_prob, penalty))
         means = [tf.reduce_mean(tf.stack(values)) for values in zip(*rounds, strict=True)]
@@ -352,8 +350,10 @@ class GAN:
             del losses["r1_penalty"]
         return losses, statistics
 
-    def _fit_labels(self, images, labels, statistics, with_r1) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], list]:
-        """One discriminator update.
+    def _fit_labels(
+        self, images, labels, statistics, penalised=None
+    ) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], list]:
+        """One discriminator update, with an R1 penalty on slices s where any are given.
 
         Returns the loss, the mean probability of being real, and the R1 penalty; and the moving statistics.
         """
@@ -361,13 +361,31 @@ class GAN:
             logits, new_statistics = self._discriminate(images, statistics)
             total = loss = crossentropy(labels, logits)
             penalty = tf.zeros(())
-            if with_r1:
-                penalty = r1_penalty(lambda images: self._discriminate(images, statistics)[0], images)
+            if penalised is not None:
+                penalty = self._r1_penalty(penalised, statistics)
                 # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
                 total += self.config.r1_weight * self.config.r1_interval * penalty
             total = self.discriminator_optimizer.scale_loss(total)
         self._apply(self.discriminator_optimizer, tape.gradient(total, self.discriminator.trainable_variables))
         return (loss, tf.reduce_mean(tf.sigmoid(logits)), penalty), new_statistics
+
+    def _r1_penalty(self, real, statistics) -> tf.Tensor:
+        """With respect to the images, or to ln(1 + x/a), of which images are a function.
+
+        With respect to images a discriminator pays for its slope in a channel at every pixel, however faint, and can
+        afford none in the channel that tells bright pixels apart; so it pays where the channel changes.
+        """
+        if self.config.r1_coordinate == "images":
+            points = images_from_s(real, self.config)
+            return r1_penalty(lambda images: self._discriminate(images, statistics)[0], points)
+
+        def logits(log_density):
+            density = self.config.datascale * tf.math.expm1(log_density)
+            # 1 - 2 exp(-ln(1 + x/a)) = (x - a)/(x + a) = s
+            images = images_from_density(1.0 - 2.0 * tf.exp(-log_density), density, self.config)
+            return self._discriminate(images, statistics)[0]
+
+        return r1_penalty(logits, tf.math.log1p(invtransform(real, self.config.datascale) / self.config.datascale))
 
     def _discriminate(self, images, statistics) -> tuple[tf.Tensor, list]:
         """Logits on batch statistics, and the moving statistics, moved on."""
@@ -382,16 +400,19 @@ class GAN:
             gradients = share_overflow([gradient / replicas for gradient in gradients], optimizer)
         optimizer.apply(gradients)
 
-    def _count_images(self, u, step):
-        """Images of the generated densities after rounding to whole particles, with a straight-through gradient.
+    def _fake_images(self, u, step):
+        """Images from the generator's last pre-activation; with `count_noise` of densities rounded to whole particles.
 
         Floor(x + uniform noise) has the mean x: the gradient of the mean is passed on, that of the rounding ignored
         (Bengio, Leonard & Courville 2013, arXiv:1308.3432).
         """
+        u = u[..., None]  # (n, N, N) -> (n, N, N, 1)
         density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
+        if not self.config.count_noise:
+            return images_from_density(tf.tanh(u), density, self.config)
         noise = self._draw(tf.random.stateless_uniform, tf.shape(density), _ROUNDING, step)
         counts = density + tf.stop_gradient(round_stochastically(density, noise) - density)
-        return images_from_s(transform(counts[..., None], self.config.datascale), self.config)
+        return images_from_density(transform(counts, self.config.datascale), counts, self.config)
 
     def _spectral_loss(self, u):
         """Mean of the spectral losses in s and in density, of the whole batch."""

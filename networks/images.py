@@ -8,7 +8,7 @@ from utils.transforms import invtransform
 
 
 def images_from_s(s: tf.Tensor, config: Config) -> tf.Tensor:
-    """Real slices as the discriminator sees them, like the generator's images.
+    """Slices as the discriminator sees them.
 
     Parameters
     ----------
@@ -19,11 +19,33 @@ def images_from_s(s: tf.Tensor, config: Config) -> tf.Tensor:
     Returns
     -------
     tensor, (n, channels, N, N) or (n, N, N, channels), float32
-        With `multichannel`, the second channel is tanh(x/1000) of the same density x.
+        As `images_from_density` puts them together.
     """
-    images = s
+    return images_from_density(s, invtransform(s, config.datascale), config)
+
+
+def images_from_density(s: tf.Tensor, density: tf.Tensor, config: Config) -> tf.Tensor:
+    """Slices as the discriminator sees them, where both s and the density x that it stands for are known.
+
+    Parameters
+    ----------
+    s, density : tensor, (n, N, N, 1), float32
+        In [-1, 1]; and in particles per voxel.
+    config : Config
+
+    Returns
+    -------
+    tensor, (n, channels, N, N) or (n, N, N, channels), float32
+        s; with `multichannel` tanh(x/1000); and, where it has a weight, ln(1 + x/datascale), which unlike both others
+        changes as much from one bright pixel to the next as from one faint pixel to the next. Each times its weight.
+    """
+    weights = config.channel_weights
+    channels = [weights[0] * s]
     if config.multichannel:
-        images = tf.concat([s, tf.tanh(invtransform(s, config.datascale) / RESCALE)], axis=-1)
+        channels.append(weights[1] * tf.tanh(density / RESCALE))
+    if weights[2] > 0:
+        channels.append(weights[2] * tf.math.log1p(density / config.datascale))
+    images = tf.concat(channels, axis=-1)
     if config.datafmt == "channels_first":
         images = tf.transpose(images, (0, 3, 1, 2))
     return images

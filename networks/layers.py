@@ -5,12 +5,48 @@ import math
 import keras
 import tensorflow as tf
 
+from networks.convolutions import convolve, convolve_transposed
+
 # tanh(e^3) is 1 in float32: a larger exponent cannot change the rescaled channel, but its gradient could overflow.
 _MAX_LOG_RATIO = 3.0
 # Bounds of batch renormalisation.
 _MAX_RATIO, _MAX_SHIFT = 3.0, 5.0
+# From its start to its bound, the soft cap leaves that in u: a factor of e in density.
+_CAP_WIDTH = 0.5
 # The density that becomes tanh(1) in the rescaled channel [particles per voxel].
 RESCALE = 1000.0
+
+
+class Conv2D(keras.layers.Conv2D):
+    """Keras' convolution, strided, channels_last and with padding `same`, by the fastest way that the machine has.
+
+    Parameters
+    ----------
+    exact_inputs : bool
+        Whether inputs in float32 are taken as they are where the layer computes in a shorter type: as a sum of two
+        numbers of that type. bfloat16 alone cannot tell bright pixels from one another.
+    **kwargs
+        As in Keras.
+    """
+
+    def __init__(self, *args, exact_inputs=False, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.exact_inputs = exact_inputs
+        self.autocast = not exact_inputs
+
+    def call(self, inputs):
+        kernel, stride = tf.cast(self.kernel.value, self.compute_dtype), self.strides[0]
+        if inputs.dtype == kernel.dtype:
+            outputs = convolve(inputs, kernel, stride)
+        else:
+            rounded = tf.cast(inputs, kernel.dtype)
+            # To be differentiated by the rounded part alone, whose derivative is that of the whole.
+            rest = tf.stop_gradient(tf.cast(inputs - tf.cast(rounded, inputs.dtype), kernel.dtype))
+            outputs = convolve(tf.concat([rounded, rest], -1), tf.concat([kernel, kernel], 2), stride)
+        return tf.nn.bias_add(outputs, tf.cast(self.bias.value, outputs.dtype)) if self.use_bias else outputs
+
+    def get_config(self):
+        return super().get_config() | {"exact_inputs": self.exact_inputs}
 
 
 class Conv2DTransposeSame(keras.layers.Layer):
@@ -52,13 +88,8 @@ class Conv2DTransposeSame(keras.layers.Layer):
             self.bias = self.add_weight(name="bias", shape=(self.filters,), initializer="zeros")
 
     def call(self, inputs):
-        outputs = tf.nn.conv2d_transpose(
-            inputs,
-            self.kernel,
-            output_shape=(tf.shape(inputs)[0], *self.compute_output_shape(inputs.shape)[1:]),
-            strides=self.strides,
-            padding="SAME",
-        )
+        kernel = tf.convert_to_tensor(self.kernel.value)
+        outputs = convolve_transposed(inputs, kernel, self.strides)
         return tf.nn.bias_add(outputs, self.bias) if self.use_bias else outputs
 
     def compute_output_shape(self, input_shape):
@@ -161,6 +192,32 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     def get_config(self):
         return super().get_config() | {"renormalized": self.renormalized}
+
+
+class SoftCap(keras.layers.Layer):
+    """A bound on u, half the logarithm of the density: u as it is, from a start on ever slower towards the bound.
+
+    The density is an exponential, so that a generator's rarest slices can hold pixels many times brighter than any in
+    the training set: too rare for the discriminator to learn about, and enough to carry most of the power.
+
+    Notes
+    -----
+    Until `cap_density` is called, the bound is out of reach. It is a weight, though not a trainable one, and is saved
+    and loaded with the others.
+    """
+
+    def build(self, input_shape):
+        far = keras.initializers.Constant(1e3)
+        self.start = self.add_weight(name="start", shape=(), initializer=far, trainable=False)
+
+    def cap_density(self, bound: float, datascale: float) -> None:
+        """Let the density a exp(2u) approach that bound [particles per voxel], where a is `datascale`."""
+        self.start.assign(0.5 * math.log(bound / datascale) - _CAP_WIDTH)
+
+    def call(self, inputs):
+        start = self.start.value
+        excess = tf.nn.relu(inputs - start)
+        return tf.minimum(inputs, start) + excess / (1.0 + excess / _CAP_WIDTH)
 
 
 class MultiChannelRescaling(keras.layers.Layer):

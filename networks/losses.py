@@ -1,6 +1,5 @@
 """The terms of the two networks' losses, each a function of tensors, float32, averaged over the batch."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -116,29 +115,6 @@ def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.reduce_mean(tf.square(tf.math.log(power / target)))
 
 
-def ceiling_penalty(u: tf.Tensor, datascale: float, brightest: float) -> tf.Tensor:
-    """Mean over slices of the sum over pixels of how far they are above the brightest that there is, squared.
-
-    In u, half the logarithm of the density: a runaway pixel is where both image channels have saturated, so that the
-    discriminator may see it but has no gradient left to draw it back.
-
-    Parameters
-    ----------
-    u : tensor, (n, N, N), float32
-        The generator's last pre-activation.
-    datascale : float
-        a [particles per voxel].
-    brightest : float
-        Density of the brightest training pixel [particles per voxel].
-
-    Returns
-    -------
-    tensor, scalar
-    """
-    excess = tf.nn.relu(u - 0.5 * math.log(brightest / datascale))
-    return tf.reduce_mean(tf.reduce_sum(tf.square(excess), axis=(1, 2)))
-
-
 class TrainingSet(NamedTuple):
     """What the generator's losses have to know of the training slices. Power is in the units of `mean_ring_power`."""
 
@@ -152,7 +128,7 @@ class TrainingSet(NamedTuple):
 
 def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
     """Measure what the losses of a configuration need: the power on slices spread over the set, the rest is known."""
-    # The ceiling has to lie above the density at which s is zero, whatever the training set is like.
+    # A bound has to lie above the density at which s is zero, whatever the training set is like.
     brightest = max(training.maximum, 2.0 * config.datascale)
     if config.spectral_weight == 0:
         return TrainingSet(brightest)

@@ -1,19 +1,18 @@
 """The training step against a NumPy float64 twin, and the invariances that the design promises."""
 
 import dataclasses
-import math
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from networks.dcgan import round_stochastically
+from networks.dcgan import density_from_pre_activation, round_stochastically
 from networks.gan import GAN
 from networks.images import images_from_s, random_symmetry
+from networks.layers import SoftCap
 from networks.losses import (
     TrainingSet,
-    ceiling_penalty,
     mean_ring_power,
     r1_penalty,
     ring_weights,
@@ -217,6 +216,30 @@ def test_r1_penalty_through_batch_norm_has_the_gradient_of_finite_differences(ti
         assert error < 0.01, f"{kernel.path}: {error:.1%}"
 
 
+def test_r1_penalty_by_log_density_against_finite_differences(tiny_config, rng):
+    config = dataclasses.replace(
+        tiny_config, discriminator_norm="none", r1_coordinate="log_density", channel_weights=(1.0, 4.0, 0.5)
+    )
+    gan = GAN(config)
+    randomise(gan.discriminator, rng, sigma=0.05)
+    density = np.concatenate([np.zeros((2, 8, 4)), rng.uniform(1.0, 900.0, (2, 8, 4))], axis=2)
+    log_density = np.log1p(density / 4.0)
+
+    def logits(log_density):
+        s = transform(4.0 * np.expm1(log_density)[..., None], 4.0).astype(np.float32)
+        return gan.discriminator(images_from_s(tf.constant(s), config)).numpy()[:, 0].astype(float)
+
+    slopes, h = np.empty(density.shape), 1e-2
+    for row, column in np.ndindex(8, 8):
+        offset = np.zeros(density.shape)
+        # Forwards only: no density is below zero.
+        offset[:, row, column] = h
+        slopes[:, row, column] = (logits(log_density + offset) - logits(log_density)) / h
+    real = tf.constant(transform(density[..., None], 4.0).astype(np.float32))
+    penalty = gan._r1_penalty(real, gan.discriminator.non_trainable_variables)
+    assert float(penalty) == pytest.approx(0.5 * np.mean(np.sum(slopes**2, axis=(1, 2))), rel=0.02)
+
+
 def test_r1_penalty_is_lazy_and_restrains_the_discriminator(tiny_config, rng):
     config = dataclasses.replace(tiny_config, r1_weight=10.0, r1_interval=2)
     gan = GAN(config)
@@ -255,25 +278,58 @@ def test_spectral_loss_value_and_gradient(rng):
     assert np.sum(gradient * direction) == pytest.approx(slope, rel=2e-2)
 
 
-def test_ceiling_penalty_value_and_gradient(rng):
-    """With a = 4 and the brightest 400 the ceiling is at u = ln(10)."""
-    u = tf.constant(rng.normal(2.0, 1.0, (3, 4, 4)).astype(np.float32))
+def test_density_cap(tiny_config, rng):
+    """Twice the brightest training pixel is the bound; far below it densities are as without one."""
+    config = dataclasses.replace(tiny_config, density_cap=2.0, ema_decay=0.5)
+    gan = GAN(config, training_set=TrainingSet(400.0))
+    free = GAN(dataclasses.replace(config, density_cap=0.0))
+    for bias, low, high in ((0.5, 1.0, 100.0), (2.2, 290.0, 325.0), (6.0, 700.0, 800.0)):
+        for weights in (gan.generator.trainable_variables, free.generator.trainable_variables):
+            weights[-1].assign([bias])  # of the last convolution, which adds next to nothing yet
+        z = rng.normal(size=(4, config.noise_vect_len)).astype(np.float32)
+        capped, uncapped = (density_from_pre_activation(g._generator_with_u([z])[1], 4.0).numpy() for g in (gan, free))
+        assert low < capped.min() <= capped.max() < high
+        if high <= 100.0:
+            np.testing.assert_array_equal(capped, uncapped)
+        else:
+            assert np.all(capped < uncapped)
+    real, z, flips = inputs(config, rng)
+    gan.train_step(real, z, flips)
+    for network in (gan.generator, gan.average_generator):
+        # As a weight it goes through the step, the average, and the files.
+        assert float(network.get_layer("pre_activation").start) == pytest.approx(0.5 * np.log(800 / 4) - 0.5)
+
+
+def test_density_cap_gradient_by_finite_differences():
+    layer = SoftCap()
+    layer.build((None, 1))
+    layer.cap_density(800.0, 4.0)
+    u = tf.constant(np.linspace(0.0, 5.0, 23, dtype=np.float32)[:, None])
     with tf.GradientTape() as tape:
         tape.watch(u)
-        penalty = ceiling_penalty(u, 4.0, 400.0)
-    excess = np.maximum(u.numpy() - math.log(10.0), 0.0)
-    assert 0 < np.count_nonzero(excess) < excess.size
-    assert float(penalty) == pytest.approx(np.sum(excess**2) / 3, rel=1e-5)
-    np.testing.assert_allclose(tape.gradient(penalty, u), 2.0 * excess / 3, rtol=1e-4, atol=1e-6)
+        outputs = layer(u)
+    h = 1e-2
+    np.testing.assert_allclose(tape.gradient(outputs, u), (layer(u + h) - layer(u - h)) / (2 * h), atol=0.02)
+    assert np.all(np.diff(outputs[:, 0]) > 0)
 
 
-def test_ceiling_draws_runaway_pixels_back(tiny_config, rng):
-    config = dataclasses.replace(tiny_config, ceiling_weight=1.0, learn_rate=(1e-2, 1e-9))
-    gan = GAN(config, training_set=TrainingSet(400.0))
-    gan.generator.trainable_variables[-1].assign([4.0])  # the bias of the last pre-activation
-    penalties = [float(gan.train_step(*inputs(config, rng))["ceiling_penalty"]) for _ in range(60)]
-    assert penalties[0] > 1.0
-    assert penalties[-1] < 0.3 * penalties[0]
+@pytest.mark.parametrize("datafmt", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("count_noise", [False, True])
+def test_channel_weights(tiny_config, rng, datafmt, count_noise):
+    """Real and generated slices of the same density are the same images, whatever way they come."""
+    config = dataclasses.replace(
+        tiny_config, channel_weights=(0.5, 3.0, 0.25), datafmt=datafmt, count_noise=count_noise
+    )
+    counts = rng.integers(0, 900, (3, 8, 8)).astype(np.float32)
+    expected = [0.5 * (counts - 4) / (counts + 4), 3.0 * np.tanh(counts / 1000), 0.25 * np.log(1 + counts / 4)]
+    expected = np.stack(expected, axis=1 if datafmt == "channels_first" else -1)
+    gan = GAN(config)
+    u = tf.constant(0.5 * np.log(np.maximum(counts, 1e-6) / 4).astype(np.float32))
+    for images in (images_from_s(transform(counts[..., None], 4.0), config), gan._fake_images(u, tf.constant(0))):
+        assert images.shape[1:] == gan.discriminator.input_shape[1:]
+        # Densities that are whole but for a rounding error may be rounded down.
+        np.testing.assert_allclose(images, expected, atol=0.01 if not count_noise else 0.3)
+        assert np.median(np.abs(images - expected)) < 1e-5
 
 
 def test_spectral_loss_draws_the_generator_to_the_target(tiny_config, rng):
@@ -308,7 +364,7 @@ def test_count_noise_passes_the_gradient_of_the_mean_on(tiny_config, rng):
     gan = GAN(config)
     u = tf.Variable(rng.normal(0, 0.7, (3, 8, 8)).astype(np.float32))
     with tf.GradientTape() as tape:
-        images = gan._count_images(u, tf.constant(4, tf.int64))
+        images = gan._fake_images(u, tf.constant(4, tf.int64))
         total = tf.reduce_sum(images[..., 0])
     density = 4 * np.exp(2 * u.numpy().astype(float))
     counts = 4 * (1 + images[..., 0].numpy()) / (1 - images[..., 0].numpy())

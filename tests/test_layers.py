@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from networks.layers import BatchNormalization
+from networks.layers import BatchNormalization, Conv2D
 
 EPSILON = 1e-5
 
@@ -62,3 +62,20 @@ def test_moving_statistics_that_know_nothing_are_kept_in_bounds(rng):
     x = rng.normal(1e4, 1e3, (50, 2)).astype(np.float32)
     normal = (x - x.mean(0)) / x.std(0)
     np.testing.assert_allclose(layer(x, training=True), 3.0 * normal + 5.0, rtol=1e-3, atol=1e-3)
+
+
+def test_exact_inputs_in_bfloat16(rng):
+    """The difference of two bright pixels that bfloat16 rounds to the same number is seen, and seen in the gradient."""
+    images = tf.constant(np.array([0.921, 0.9212, 0.5, 0.25], np.float32).reshape(1, 2, 2, 1))
+    assert len(np.unique(tf.cast(images, tf.bfloat16).numpy())) == 3
+    layer = Conv2D(1, 2, strides=2, padding="same", use_bias=False, exact_inputs=True, dtype="mixed_bfloat16")
+    layer.build(images.shape)
+    layer.set_weights([np.array([-1.0, 1.0, 0.0, 0.0], np.float32).reshape(2, 2, 1, 1)])
+    with tf.GradientTape() as tape:
+        tape.watch(images)
+        outputs = layer(images)
+    assert outputs.dtype == tf.bfloat16
+    np.testing.assert_allclose(np.float32(outputs), 0.0002, rtol=0.05)
+    by_images, by_kernel = tape.gradient(outputs, (images, layer.kernel.value))
+    np.testing.assert_array_equal(np.ravel(by_images), [-1.0, 1.0, 0.0, 0.0])
+    np.testing.assert_allclose(np.ravel(by_kernel), np.ravel(images), rtol=0.004)

@@ -49,6 +49,10 @@ class Config:
     datafmt: str = _key("channels_first (NCHW) or channels_last (NHWC)")
     multichannel: bool = _key("multi-channel rescaling: a second channel tanh(x/1000)")
 
+    channel_weights: tuple[float, float, float] = _key(
+        "factors of the image channels s, tanh(x/1000) and ln(1 + x/datascale); the last is left out at 0",
+        (1.0, 1.0, 0.0),
+    )
     precision: str = _key("arithmetic of the hidden layers: float32, mixed_bfloat16, mixed_float16 or auto", "float32")
     seed: int = _key("seed of every random number of the run", 0)
     random_crops: bool = _key("training slices cut anew at random places of their periodic planes", False)
@@ -62,8 +66,9 @@ class Config:
     sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
     r1_interval: int = _key("steps between R1 penalties, each then weighted by the interval", 1)
+    r1_coordinate: str = _key("what the R1 penalty differentiates by: images or log_density", "images")
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
-    ceiling_weight: float = _key("weight of the penalty on pixels above the brightest training pixel (0: off)", 0.0)
+    density_cap: float = _key("bound of generated densities, in brightest training pixels (0: none)", 0.0)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
     best_metric: str = _key("score by which weights are kept as best: chisq or figure_of_merit", "chisq")
     checkpt_samples: int = _key("generated slices per TensorBoard checkpoint", 512)
@@ -84,8 +89,8 @@ class Config:
 
     @property
     def channels(self) -> int:
-        """Image channels the discriminator sees: s, and tanh(x/1000) with multi-channel rescaling."""
-        return 2 if self.multichannel else 1
+        """Image channels that the discriminator sees."""
+        return 1 + self.multichannel + (self.channel_weights[2] > 0)
 
     def as_dict(self) -> dict:
         """Keys and values as they stand in a file (lists, not tuples; without the tag)."""
@@ -264,8 +269,10 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "generator_norm", c.generator_norm in ("batch", "renorm"), "batch or renorm"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
+    yield "r1_coordinate", c.r1_coordinate in ("images", "log_density"), "images or log_density"
     yield "spectral_weight", c.spectral_weight >= 0, "0 (off) or more"
-    yield "ceiling_weight", c.ceiling_weight >= 0, "0 (off) or more"
+    yield "density_cap", c.density_cap == 0 or c.density_cap >= 1, "0 (off), or 1 or more"
+    yield "channel_weights", min(c.channel_weights[:2]) > 0 <= c.channel_weights[2], "positive, the last also 0"
     yield "ema_decay", 0 <= c.ema_decay < 1, "at least 0 (off) and below 1, such as 0.999"
 
 
