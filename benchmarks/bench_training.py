@@ -9,6 +9,7 @@ multiply-add counts as two operations; batch norm, activations and optimisers ar
 """
 
 import dataclasses
+import resource
 import tempfile
 import time
 from pathlib import Path
@@ -154,6 +155,7 @@ def main():
     gan = GAN(config, total_steps=10**6, training_set=TrainingSet(1000.0, power, power))
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     operations = operations_per_step(gan, config)
     checkpoint = checkpoint_seconds(gan, config, rng)
     between = step * config.checkpt_batch
@@ -165,6 +167,7 @@ def main():
     )
     print(f"  operations in a step              {operations / 1e9:9.1f} GFLOP")
     print(f"  rate of the step / matrix product {operations / step / rate:9.1%}")
+    print(f"  peak memory until then            {memory:9.2f} GiB")
     print(f"  checkpoint of {config.checkpt_samples} samples         {checkpoint:9.2f} s")
     print(f"  its share of {config.checkpt_batch} steps            {checkpoint / (between + checkpoint):9.2%}")
     print(f"  divergence check                  {check:9.4f} s, {check / step:.2%} +- {error / step:.2%} of a step")

@@ -91,10 +91,11 @@ class GAN:
         self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
         extra = {"r1_penalty": config.r1_weight, "spectral_loss": config.spectral_weight}
         self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
+        if config.density_cap > 0:
+            self._highest_density = config.density_cap * training_set.brightest
         with self.strategy.scope():
             self._create_variables()
-            if config.density_cap > 0:
-                self._cap_densities(config.density_cap * training_set.brightest)
+            self._cap_densities()
         self._generator_with_u = with_pre_activation(self.generator)
         self._density_function = density_function(self.sampling_generator)
 
@@ -112,9 +113,10 @@ class GAN:
         self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
         self._first_bad_tensor = tf.Variable(0, dtype=tf.int64, trainable=False)
 
-    def _cap_densities(self, bound: float):
-        for network in filter(None, (self.generator, self.average_generator)):
-            network.get_layer("pre_activation").cap_density(bound, self.config.datascale)
+    def _cap_densities(self):
+        if self.config.density_cap > 0:
+            for network in filter(None, (self.generator, self.average_generator)):
+                network.get_layer("pre_activation").cap_density(self._highest_density, self.config.datascale)
 
     # ------------------------------------------------------------------------------------------------ the interface
 
@@ -206,6 +208,8 @@ class GAN:
         load_weights(self.discriminator, find_weights(run_folder, "last", network="d"), self.config)
         if self.average_generator is not None:
             self.average_generator.set_weights(self.generator.get_weights())
+        # The other run's bound came with its weights; this training set may be brighter.
+        self._cap_densities()
 
     def load_state(self, arrays: dict[str, np.ndarray], step: int) -> None:
         """Take up a state that `state` gave, at the step that it belongs to.
