@@ -4,7 +4,8 @@ python -m benchmarks.judge_recipe demo 0 1 2 3 4 [--split test] [--num-samples 3
 
 Beside every score stands its target: a fixed number or, where that is larger, twice the noise floor, which is the mean
 score of two sets of as many universes resampled from the held-back ones. Deviations are relative; 12 numbers of
-morphology (three functionals, four densities) are listed one by one, since an average could hide one that is bad.
+morphology (three functionals, four densities) are listed one by one, since an average could hide one that is bad. Two
+more lines, without a target, say what bright haloes look like.
 """
 
 from pathlib import Path
@@ -30,6 +31,8 @@ FUNCTIONALS = ("area", "boundary", "euler")
 TARGETS = {"spectrum of s": 0.05, "spectrum": 0.15, "chi_1": 0.003, "bright fraction": 0.20, "diversity": 0.0}
 TARGETS |= {f"{name} at {threshold:g}": 0.15 for name in FUNCTIONALS for threshold in SCORED_THRESHOLDS}
 DRAWS = 200
+# Peaks above that are haloes whose shape is told [particles per voxel].
+HALO = 200.0
 
 
 def chi_1(generated: Means, real: Means, pixels: float) -> float:
@@ -85,6 +88,34 @@ def floors(real: Summary) -> dict[str, float]:
     return {name: float(np.mean([abs(row[name]) for row in rows])) for name in rows[0]}
 
 
+def halo_shape(images: np.ndarray) -> tuple[float, float]:
+    """The shape of peaks above `HALO`, which transposed convolutions make pointed and put on the same pixels always.
+
+    Parameters
+    ----------
+    images : array, (n, N, N)
+
+    Returns
+    -------
+    float, float
+        Mean ratio of the four nearest pixels to the peak; and the share of peaks on the commonest of the four
+        combinations of odd and even rows and columns, 1/4 where the grid has no say.
+    """
+    inner = images[:, 1:-1, 1:-1].astype(float)
+    shifted = {
+        (row, column): images[:, row : row + inner.shape[1], column : column + inner.shape[2]]
+        for row, column in np.ndindex(3, 3)
+        if (row, column) != (1, 1)
+    }
+    peaks = (inner > HALO) & np.all([inner > values for values in shifted.values()], axis=0)
+    if not peaks.any():
+        return np.nan, np.nan
+    nearest = np.mean([values for (row, column), values in shifted.items() if (row + column) % 2], axis=0)
+    _, rows, columns = np.nonzero(peaks)
+    parities = np.bincount(rows % 2 * 2 + columns % 2, minlength=4)
+    return float(np.mean(nearest[peaks] / inner[peaks])), float(parities.max() / parities.sum())
+
+
 def judge(folder: Path, weights: str, number: int, real: Real) -> tuple[dict[str, float], Likeness]:
     """The deviations of one run, and what resembles what."""
     from networks.dcgan import density_function, draw_slices, load_generator
@@ -95,6 +126,7 @@ def judge(folder: Path, weights: str, number: int, real: Real) -> tuple[dict[str
     sides = means(generated.summary, length), means(real.summary, length)
     likeness = compare(generated, real)
     found = deviations(*sides, float(real.summary.counts.sum()))
+    found["neighbours/peak"], found["one parity"] = halo_shape(generated.images)
     found["diversity"] = likeness_scores(likeness, likeness.generated, ~likeness.generated)["diversity"]
     return found, likeness
 
@@ -131,6 +163,9 @@ def main():
         median = float(np.median(np.abs(values)))
         cells = "".join(f"{value:9.4f}" for value in values)
         print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{median:9.4f}{' ' if median <= target else '!'} {cells}")
+    for name, value in zip(("neighbours/peak", "one parity"), halo_shape(real.images), strict=True):
+        cells = "".join(f"{row[name]:9.4f}" for row in rows)
+        print(f"{name:18}{'':9}{'':9}{np.median([row[name] for row in rows]):9.4f}  {cells}  (real: {value:.4f})")
 
 
 if __name__ == "__main__":

@@ -251,7 +251,8 @@ def load_weights(network: keras.Model, path: Path, config: Config) -> None:
 
 def _batch_norm(config: Config, renormalized: bool = False) -> BatchNormalization:
     return BatchNormalization(
-        momentum=0.9,
+        # Renormalised values are as noisy as the moving statistics, which a generator is drawn from without the noise.
+        momentum=0.99 if renormalized else 0.9,
         epsilon=1e-5,
         synchronized=config.sync_batchnorm,
         renormalized=renormalized,
