@@ -167,7 +167,7 @@ def main():
     )
     print(f"  operations in a step              {operations / 1e9:9.1f} GFLOP")
     print(f"  rate of the step / matrix product {operations / step / rate:9.1%}")
-    print(f"  peak memory until then            {memory:9.2f} GiB")
+    print(f"  peak memory of the steps          {memory:9.2f} GiB")
     print(f"  checkpoint of {config.checkpt_samples} samples         {checkpoint:9.2f} s")
     print(f"  its share of {config.checkpt_batch} steps            {checkpoint / (between + checkpoint):9.2%}")
     print(f"  divergence check                  {check:9.4f} s, {check / step:.2%} +- {error / step:.2%} of a step")

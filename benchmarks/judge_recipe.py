@@ -89,7 +89,7 @@ def floors(real: Summary) -> dict[str, float]:
 
 
 def halo_shape(images: np.ndarray) -> tuple[float, float]:
-    """The shape of peaks above `HALO`, which transposed convolutions make pointed and put on the same pixels always.
+    """The shape of peaks above `HALO`, which transposed convolutions make pointed and put always on the same pixels.
 
     Parameters
     ----------

@@ -2,10 +2,9 @@
 
 python -m benchmarks.plot_recipes --old expts/demo/run20 --new expts/demo/run21 expts/demo/run22 --out recipes.png
 
-Runs of one recipe are drawn alike, the median of their scores at the end is printed. For every score, the time that the
-old recipe took to the best of its run stands beside the time after which the new one was as good for the first time;
-of several runs, the median. A run whose learning rate falls to zero is only good at its end: several lengths may be
-given.
+Runs of one recipe are drawn alike; the median of their scores at the end is printed. For every score, the time that the
+old recipe took to reach its best stands beside the time after which the new one was as good for the first time; of
+several runs, the median. A run whose learning rate falls to zero is only good at its end: several lengths may be given.
 """
 
 import json
@@ -33,8 +32,11 @@ def read_curve(folder: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folders of runs, such as expts/demo/run0")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][1:]
-    curve = {name: np.array([line[name] for line in lines]) for name in SCORES}
-    return curve | {"minutes": np.array([line["timing"]["seconds"] / 60.0 for line in lines])}
+    seconds = np.array([line["timing"]["seconds"] for line in lines])
+    if np.any(np.diff(seconds) < 0):
+        raise UserError(f"{path}: the run was interrupted, and its time is not known; give one that was not")
+    curve = {name: np.array([line[name] for line in lines], float) for name in SCORES}
+    return curve | {"minutes": seconds / 60.0}
 
 
 def minutes_to(score: float, name: str, curve: dict[str, np.ndarray]) -> float:
@@ -72,8 +74,8 @@ def main():
     old, new = ([read_curve(folder) for folder in folders] for folders in (arguments.old, arguments.new))
     print(f"{'':18}{'old: best':>11}{'after':>10}{'new: end':>10}{'as good after':>15}{'faster':>8}")
     for name in SCORES:
-        best = float(np.median([curve[name].min() for curve in old]))
-        after = float(np.median([minutes_to(curve[name].min(), name, curve) for curve in old]))
+        best = float(np.median([np.nanmin(curve[name]) for curve in old]))
+        after = float(np.median([minutes_to(best, name, curve) for curve in old]))
         reached = float(np.median([minutes_to(best, name, curve) for curve in new]))
         end = float(np.median([curve[name][-1] for curve in new]))
         print(f"{name:18}{best:11.3f}{after:6.1f} min{end:10.3f}{reached:11.1f} min{after / reached:8.1f}")

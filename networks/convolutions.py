@@ -1,16 +1,16 @@
 """Strided convolutions and their transposes, computed in another way where TensorFlow's own is slow on a CPU.
 
-Two of its kernels are: transposed convolutions to one or two channels in float32 (the generator's last layer, and the
-gradient with respect to the discriminator's images), and kernel gradients in bfloat16 on small maps. Both are computed
-here from operations that are fast, exactly up to rounding; everything else is left to TensorFlow. Images are
-channels_last, padding is `same`, and all of it can be differentiated any number of times.
+Two of its kernels are: transposed convolutions to a few channels in float32 (the generator's last layer and, in
+float32, the gradient with respect to the discriminator's images), and kernel gradients in bfloat16 on small maps. Both
+are computed here from operations that are fast, exactly up to rounding; everything else is left to TensorFlow. Images
+are channels_last, padding is `same`, and all of it can be differentiated any number of times.
 """
 
 import tensorflow as tf
 
 # Up to that many channels, a convolution of neighbouring pixels and a rearrangement are twice as fast.
 _FEW_CHANNELS = 4
-# Up to that side, a matrix product per pixel of the kernel is twice as fast.
+# Up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast.
 _SMALL_SIDE = 8
 
 
@@ -58,11 +58,11 @@ def convolve_transposed(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf
         def gradients(upstream):
             return convolve(upstream, kernel, stride), _kernel_gradient(upstream, images, kernel, stride)
 
-        n, rows, columns, _ = tf.unstack(tf.shape(images))
         if _on_cpu() and images.dtype == tf.float32 and kernel.shape[2] <= _FEW_CHANNELS and stride > 1:
             outputs = transposed_by_neighbours(images, kernel, stride)
         else:
-            shape = (n, rows * stride, columns * stride, kernel.shape[2])
+            rows, columns = (side * stride for side in images.shape[1:3])
+            shape = (tf.shape(images)[0], rows, columns, kernel.shape[2])
             outputs = tf.nn.conv2d_transpose(images, kernel, shape, stride, "SAME")
         return outputs, gradients
 
@@ -94,7 +94,7 @@ def transposed_by_neighbours(images: tf.Tensor, kernel: tf.Tensor, stride: int) 
 def _kernel_gradient(images, upstream, kernel, stride):
     """Of the sum of `convolve(images, kernel) * upstream`, with respect to the kernel."""
     side = kernel.shape[0]
-    if _on_cpu() and images.dtype == tf.bfloat16 and (upstream.shape[1] or _SMALL_SIDE + 1) <= _SMALL_SIDE:
+    if _on_cpu() and images.dtype == tf.bfloat16 and upstream.shape[1] <= _SMALL_SIDE:
         return kernel_gradient_by_products(images, upstream, side, stride)
     return tf.raw_ops.Conv2DBackpropFilter(
         input=images,

@@ -66,7 +66,8 @@ def build_generator(config: Config) -> Generator:
     -------
     Generator
         A Keras model, z (n, noise_vect_len) -> images, (n, channels, N, N) or (n, N, N, channels), float32. Channel 0
-        is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x.
+        is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x; both without
+        `channel_weights`.
     """
     seeds, dtype = _layer_seeds(config.seed, network=0), hidden_dtype(config)
     renormalized = config.generator_norm == "renorm"
@@ -115,7 +116,7 @@ def build_discriminator(config: Config) -> keras.Model:
     Returns
     -------
     keras.Model
-        Images in `datafmt`, as the generator makes them -> logits (n, 1), float32; no sigmoid.
+        Images in `datafmt`, as `networks.images` puts them together -> logits (n, 1), float32; no sigmoid.
     """
     seeds, dtype = _layer_seeds(config.seed, network=1), hidden_dtype(config)
     normalised = config.discriminator_norm == "batch"
@@ -251,7 +252,7 @@ def load_weights(network: keras.Model, path: Path, config: Config) -> None:
 
 def _batch_norm(config: Config, renormalized: bool = False) -> BatchNormalization:
     return BatchNormalization(
-        # Renormalised values are as noisy as the moving statistics, which a generator is drawn from without the noise.
+        # Renormalised values inherit the noise of the moving statistics: these are averaged over more steps.
         momentum=0.99 if renormalized else 0.9,
         epsilon=1e-5,
         synchronized=config.sync_batchnorm,

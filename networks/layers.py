@@ -23,10 +23,11 @@ class Conv2D(keras.layers.Conv2D):
     Parameters
     ----------
     exact_inputs : bool
-        Whether inputs in float32 are taken as they are where the layer computes in a shorter type: as a sum of two
-        numbers of that type. bfloat16 alone cannot tell bright pixels from one another.
+        Whether inputs and bias, in float32, keep twice the digits where the layer computes in a shorter type: each is
+        taken as a sum of two numbers of that type, and all are added up before the result is rounded. bfloat16 alone
+        cannot tell bright pixels from one another. Gradients are of the shorter type.
     **kwargs
-        As in Keras.
+        As in Keras; of the padding, dilation and activation that it offers, the above.
     """
 
     def __init__(self, *args, exact_inputs=False, **kwargs):
@@ -34,19 +35,34 @@ class Conv2D(keras.layers.Conv2D):
         self.exact_inputs = exact_inputs
         self.autocast = not exact_inputs
 
+    def add_weight(self, *args, **kwargs):
+        return super().add_weight(*args, autocast=self.autocast, **kwargs)
+
     def call(self, inputs):
         kernel, stride = tf.cast(self.kernel.value, self.compute_dtype), self.strides[0]
-        if inputs.dtype == kernel.dtype:
-            outputs = convolve(inputs, kernel, stride)
-        else:
-            rounded = tf.cast(inputs, kernel.dtype)
-            # To be differentiated by the rounded part alone, whose derivative is that of the whole.
-            rest = tf.stop_gradient(tf.cast(inputs - tf.cast(rounded, inputs.dtype), kernel.dtype))
-            outputs = convolve(tf.concat([rounded, rest], -1), tf.concat([kernel, kernel], 2), stride)
+        if inputs.dtype != kernel.dtype:
+            return self._convolve_exactly(inputs, kernel, stride)
+        outputs = convolve(inputs, kernel, stride)
         return tf.nn.bias_add(outputs, tf.cast(self.bias.value, outputs.dtype)) if self.use_bias else outputs
+
+    def _convolve_exactly(self, inputs, kernel, stride):
+        channels, kernels = list(_split(inputs, kernel.dtype)), [kernel, kernel]
+        if self.use_bias:
+            # A bias is the kernel of a channel of ones, at a pixel that the padding never covers.
+            channels += 2 * [tf.ones_like(inputs[..., :1], dtype=kernel.dtype)]
+            before = max(self.kernel_size[0] - stride, 0) // 2
+            at = [[before, self.kernel_size[0] - before - 1]] * 2 + [[0, 0]] * 2
+            kernels += [tf.pad(part[None, None, None], at) for part in _split(self.bias.value, kernel.dtype)]
+        return convolve(tf.concat(channels, -1), tf.concat(kernels, 2), stride)
 
     def get_config(self):
         return super().get_config() | {"exact_inputs": self.exact_inputs}
+
+
+def _split(values, dtype):
+    """Two numbers of a shorter type whose sum is (nearly) each value; only the first has a gradient, that of both."""
+    rounded = tf.cast(values, dtype)
+    return rounded, tf.stop_gradient(tf.cast(values - tf.cast(rounded, values.dtype), dtype))
 
 
 class Conv2DTransposeSame(keras.layers.Layer):

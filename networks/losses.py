@@ -32,7 +32,7 @@ def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 def r1_penalty(discriminator, images: tf.Tensor) -> tf.Tensor:
-    """Half the mean squared norm of the discriminator's gradient with respect to real images.
+    """Half the mean squared norm of the discriminator's gradient with respect to real images, or what they are made of.
 
     Mescheder, Geiger & Nowozin 2018 (arXiv:1801.04406), eq. 9 without the weight.
 

@@ -77,14 +77,35 @@ def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, few):
         assert_equal(one, other)
 
 
-def test_kernel_gradient_in_bfloat16_on_small_maps(rng):
+def test_kernel_gradient_in_bfloat16_on_small_maps(rng, monkeypatch):
     """Within the rounding of bfloat16, which is that of the inputs: sums are kept in float32."""
-    images, kernel = normal(rng, 8, 8, 8, 4), normal(rng, 5, 5, 4, 6)
+    images, kernel, weights_of_sum = normal(rng, 8, 8, 8, 4), normal(rng, 5, 5, 4, 6), normal(rng, 8, 4, 4, 6)
+    calls = []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return kernel_gradient_by_products(*arguments)
+
+    monkeypatch.setattr(convolutions, "_on_cpu", lambda: True)
+    monkeypatch.setattr(convolutions, "kernel_gradient_by_products", counted)
     gradients = []
     for dtype in (tf.bfloat16, tf.float32):
         low, weights = tf.cast(tf.cast(images, tf.bfloat16), dtype), tf.cast(tf.cast(kernel, tf.bfloat16), dtype)
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            value = tf.reduce_sum(convolve(low, weights, 2))
+            value = tf.reduce_sum(convolve(low, weights, 2) * tf.cast(tf.cast(weights_of_sum, tf.bfloat16), dtype))
         gradients.append(tf.cast(tape.gradient(value, weights), tf.float32))
+    assert len(calls) == 1
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=0.01, atol=0.05)
+
+
+def test_batches_of_any_size(rng):
+    images, kernel = normal(rng, 3, 8, 8, 2), normal(rng, 5, 5, 2, 2)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 8, 8, 2))], autograph=False)
+    def transposed(images):
+        outputs = convolve_transposed(images, kernel, 2)
+        assert outputs.shape[1:] == (16, 16, 2)
+        return outputs
+
+    assert_equal(transposed(images), plain_transposed(images, kernel, 2))

@@ -16,7 +16,9 @@ OPTIONS = {
     "spectral_weight": 0.1,
     "density_cap": 1.5,
     "generator_norm": "renorm",
+    "channel_weights": [1.0, 4.0, 0.5],
     "r1_weight": 0.5,
+    "r1_coordinate": "log_density",
     "r1_interval": 2,
     "ema_decay": 0.9,
     "datafmt": "channels_last",
@@ -36,7 +38,7 @@ from networks.gan import GAN
 from networks.losses import TrainingSet
 
 power = np.full(4, 30.0), np.full(4, 300.0)
-gan = GAN(Config(**config), total_steps=50, training_set=TrainingSet(300.0, *power), strategy=machine.strategy)
+gan = GAN(Config(**config), total_steps=50, training_set=TrainingSet(4.0, *power), strategy=machine.strategy)
 rng = np.random.default_rng(1)
 losses = []
 for step in range(steps):

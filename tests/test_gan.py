@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from networks.dcgan import density_from_pre_activation, round_stochastically
+from networks.dcgan import build_generator, density_from_pre_activation, load_weights, round_stochastically
 from networks.gan import GAN
 from networks.images import images_from_s, random_symmetry
 from networks.layers import SoftCap
@@ -278,7 +278,7 @@ def test_spectral_loss_value_and_gradient(rng):
     assert np.sum(gradient * direction) == pytest.approx(slope, rel=2e-2)
 
 
-def test_density_cap(tiny_config, rng):
+def test_density_cap(tiny_config, rng, tmp_path):
     """Twice the brightest training pixel is the bound; far below it densities are as without one."""
     config = dataclasses.replace(tiny_config, density_cap=2.0, ema_decay=0.5)
     gan = GAN(config, training_set=TrainingSet(400.0))
@@ -298,6 +298,19 @@ def test_density_cap(tiny_config, rng):
     for network in (gan.generator, gan.average_generator):
         # As a weight it goes through the step, the average, and the files.
         assert float(network.get_layer("pre_activation").start) == pytest.approx(0.5 * np.log(800 / 4) - 0.5)
+    models = tmp_path / "models"
+    models.mkdir()
+    gan.generator.save_weights(models / "g_cosmo_last.weights.h5")
+    gan.discriminator.save_weights(models / "d_cosmo_last.weights.h5")
+    loaded = build_generator(config)
+    load_weights(loaded, models / "g_cosmo_last.weights.h5", config)
+    np.testing.assert_array_equal(loaded([z]), gan.generator([z]))
+    # With another run's weights, the bound is that of the training set that now is.
+    other = GAN(config, training_set=TrainingSet(500.0))
+    other.load_weights(tmp_path)
+    np.testing.assert_array_equal(other.generator.get_weights()[0], gan.generator.get_weights()[0])
+    for network in (other.generator, other.average_generator):
+        assert float(network.get_layer("pre_activation").start) == pytest.approx(0.5 * np.log(1000 / 4) - 0.5)
 
 
 def test_density_cap_gradient_by_finite_differences():

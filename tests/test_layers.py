@@ -1,4 +1,4 @@
-"""Batch normalisation against its definition, written out in NumPy and by finite differences."""
+"""Batch normalisation and convolution against their definitions, written out in NumPy and by finite differences."""
 
 import numpy as np
 import pytest
@@ -65,7 +65,7 @@ def test_moving_statistics_that_know_nothing_are_kept_in_bounds(rng):
 
 
 def test_exact_inputs_in_bfloat16(rng):
-    """The difference of two bright pixels that bfloat16 rounds to the same number is seen, and seen in the gradient."""
+    """Two bright pixels that bfloat16 rounds to the same number stay apart, in the result and in the gradient."""
     images = tf.constant(np.array([0.921, 0.9212, 0.5, 0.25], np.float32).reshape(1, 2, 2, 1))
     assert len(np.unique(tf.cast(images, tf.bfloat16).numpy())) == 3
     layer = Conv2D(1, 2, strides=2, padding="same", use_bias=False, exact_inputs=True, dtype="mixed_bfloat16")
@@ -79,3 +79,21 @@ def test_exact_inputs_in_bfloat16(rng):
     by_images, by_kernel = tape.gradient(outputs, (images, layer.kernel.value))
     np.testing.assert_array_equal(np.ravel(by_images), [-1.0, 1.0, 0.0, 0.0])
     np.testing.assert_allclose(np.ravel(by_kernel), np.ravel(images), rtol=0.004)
+
+
+@pytest.mark.parametrize(("side", "stride"), [(5, 2), (3, 2), (2, 2), (5, 1)])
+def test_a_bias_is_added_before_rounding(rng, side, stride):
+    """Bright pixels less a bias that is nearly theirs: what is left is small, and has all its digits."""
+    images = tf.constant(rng.uniform(0.92, 0.93, (2, 8, 8, 1)).astype(np.float32))
+    layer = Conv2D(3, side, strides=stride, padding="same", exact_inputs=True, dtype="mixed_bfloat16")
+    layer.build(images.shape)
+    kernel = np.zeros((side, side, 1, 3), np.float32)
+    kernel[(side - 1) // 2, (side - 1) // 2] = [1.0, 2.0, -1.0]
+    layer.set_weights([kernel, np.array([-0.925, -1.85, 0.925], np.float32)])
+    with tf.GradientTape() as tape:
+        outputs = layer(images)
+    expected = tf.nn.conv2d(images, kernel, stride, "SAME") + layer.bias
+    np.testing.assert_allclose(np.float32(outputs), expected, rtol=0.01, atol=5e-5)
+    assert np.ptp(expected) > 0.01
+    by_bias = tape.gradient(outputs, layer.bias.value)
+    np.testing.assert_allclose(np.float32(by_bias), np.size(expected) / 3)

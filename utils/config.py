@@ -66,7 +66,7 @@ class Config:
     sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
     r1_interval: int = _key("steps between R1 penalties, each then weighted by the interval", 1)
-    r1_coordinate: str = _key("what the R1 penalty differentiates by: images or log_density", "images")
+    r1_coordinate: str = _key("what the R1 penalty is with respect to: images or log_density", "images")
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
     density_cap: float = _key("bound of generated densities, in brightest training pixels (0: none)", 0.0)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
@@ -104,10 +104,11 @@ class Config:
 
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
+# Keys of runs of before: where they were off, their configurations mean the same without them.
+_REMOVED = {"ceiling_weight": 0}
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name != "tag")
-REQUIRED_KEYS = tuple(
-    field.name for field in dataclasses.fields(Config) if field.name != "tag" and field.default is dataclasses.MISSING
-)
+DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}
+REQUIRED_KEYS = tuple(key for key in KEYS if key not in DEFAULTS)
 
 
 def load_config(path: str | Path, tag: str, overrides: Iterable[str] = ()) -> Config:
@@ -139,6 +140,9 @@ def load_config(path: str | Path, tag: str, overrides: Iterable[str] = ()) -> Co
         if not equals:
             raise UserError(f"--set {override}: expected KEY=VALUE, such as --set batchsize=32")
         values[key.strip()] = _parse(text, f"--set {override}")
+    for key, off in _REMOVED.items():
+        if values.get(key) == off:
+            del values[key]
     for key, value in values.items():
         if key not in KEYS:
             raise UserError(

@@ -10,7 +10,7 @@ import h5py
 
 from utils.checkpoints import Checkpoint, saved_steps
 from utils.cli import UserError
-from utils.config import Config, load_config, read_tags
+from utils.config import DEFAULTS, Config, load_config, read_tags
 from utils.files import keep_copy, write_text
 from utils.version import VERSION
 
@@ -229,6 +229,8 @@ _ARCHITECTURE = (
     "ndeconvfilters",
     "multichannel",
     "discriminator_norm",
+    "channel_weights",
+    "density_cap",
 )
 
 
@@ -263,7 +265,9 @@ def check_weights(path: str | Path, config: Config) -> dict:
     if "architecture" not in stamp:
         return {}
     values, saved = config.as_dict(), json.loads(stamp["architecture"])
-    differ = [f"{key} is {values[key]}, was {saved[key]}" for key in saved if values.get(key) != saved[key]]
+    # Weights from before a key was there are of its default.
+    saved = {key: list(value) if isinstance(value, tuple) else value for key, value in DEFAULTS.items()} | saved
+    differ = [f"{key} is {values[key]}, was {saved[key]}" for key in _ARCHITECTURE if values[key] != saved[key]]
     if differ:
         raise UserError(f"weights {path} do not fit the configuration of tag '{config.tag}': {'; '.join(differ)}")
     return {key: stamp[key] for key in ("tag", "version")} | {
