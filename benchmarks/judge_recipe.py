@@ -20,6 +20,7 @@ from utils.noise import noise_floor
 from utils.runs import find_weights, load_run_config
 from utils.scores import SCORED_THRESHOLDS, Means, means
 from utils.slices import open_slices
+from utils.statistics import are_peaks
 from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, Summary
 
 # Edges of the bins of chi_1 [particles per voxel]: wider where pixels are few.
@@ -101,16 +102,13 @@ def halo_shape(images: np.ndarray) -> tuple[float, float]:
         Mean ratio of the four nearest pixels to the peak; and the share of peaks on the commonest of the four
         combinations of odd and even rows and columns, 1/4 where the grid has no say.
     """
-    inner = images[:, 1:-1, 1:-1].astype(float)
-    shifted = {
-        (row, column): images[:, row : row + inner.shape[1], column : column + inner.shape[2]]
-        for row, column in np.ndindex(3, 3)
-        if (row, column) != (1, 1)
-    }
-    peaks = (inner > HALO) & np.all([inner > values for values in shifted.values()], axis=0)
+    images = images.astype(float)
+    inner = images[:, 1:-1, 1:-1]
+    peaks = are_peaks(images) & (inner > HALO)
     if not peaks.any():
         return np.nan, np.nan
-    nearest = np.mean([values for (row, column), values in shifted.items() if (row + column) % 2], axis=0)
+    # (n, N - 2, N - 2): the mean of the pixels above, below, left and right
+    nearest = (images[:, :-2, 1:-1] + images[:, 2:, 1:-1] + images[:, 1:-1, :-2] + images[:, 1:-1, 2:]) / 4.0
     _, rows, columns = np.nonzero(peaks)
     parities = np.bincount(rows % 2 * 2 + columns % 2, minlength=4)
     return float(np.mean(nearest[peaks] / inner[peaks])), float(parities.max() / parities.sum())

@@ -201,14 +201,28 @@ def peak_counts(images, edges) -> np.ndarray:
     edges = checked_edges(edges)
 
     def peaks(batch):
-        inner = batch[:, 1:-1, 1:-1]
-        above = np.ones(inner.shape, dtype=bool)
-        for row, column in np.ndindex(3, 3):
-            if (row, column) != (1, 1):
-                above &= inner > batch[:, row : row + inner.shape[1], column : column + inner.shape[2]]
-        return np.histogram(inner[above], edges)[0]
+        return np.histogram(batch[:, 1:-1, 1:-1][are_peaks(batch)], edges)[0]
 
     return np.sum(map_batches(peaks, images), axis=0) / len(images)
+
+
+def are_peaks(images: np.ndarray) -> np.ndarray:
+    """Which pixels, of those not on the border, are strictly above all their eight neighbours.
+
+    Parameters
+    ----------
+    images : (n, N, N) array
+
+    Returns
+    -------
+    (n, N - 2, N - 2) bool array
+    """
+    inner = images[:, 1:-1, 1:-1]
+    above = np.ones(inner.shape, dtype=bool)
+    for row, column in np.ndindex(3, 3):
+        if (row, column) != (1, 1):
+            above &= inner > images[:, row : row + inner.shape[1], column : column + inner.shape[2]]
+    return above
 
 
 def minkowski_functionals(images, thresholds) -> np.ndarray:
