@@ -52,8 +52,9 @@ def work(arguments) -> None:
     config = load_config(
         "config.yaml", arguments.tag, [f"batchsize={arguments.batch * machine.description['replicas']}"]
     )
-    power = np.ones(config.img_dim // 2)
-    gan = GAN(config, total_steps=1000, training_set=TrainingSet(1000.0, power, power), strategy=machine.strategy)
+    power, spectra = np.ones(config.img_dim // 2), np.ones(config.img_dim + 2)
+    training_set = TrainingSet(1000.0, power, power, spectra, spectra)
+    gan = GAN(config, total_steps=1000, training_set=training_set, strategy=machine.strategy)
     densities = np.random.default_rng(1).poisson(1.0, (local, config.img_dim, config.img_dim)).astype(np.int16)
     for step in range(-2, arguments.steps):
         if step == 0:

@@ -151,8 +151,9 @@ def main():
     rate = matrix_product_rate(dtype)
     rng = np.random.default_rng(1)
 
-    power = np.ones(config.img_dim // 2)
-    gan = GAN(config, total_steps=10**6, training_set=TrainingSet(1000.0, power, power))
+    power, spectra = np.ones(config.img_dim // 2), np.ones(config.img_dim + 2)
+    training_set = TrainingSet(1000.0, power, power, spectra, spectra)
+    gan = GAN(config, total_steps=10**6, training_set=training_set)
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux

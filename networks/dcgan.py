@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling, SoftCap
 from networks.precision import hidden_dtype
+from networks.spectra import LogSpectra
 from utils.cli import UserError
 from utils.config import Config
 from utils.runs import check_weights, find_weights, load_run_config
@@ -109,6 +110,9 @@ def build_generator(config: Config) -> Generator:
 def build_discriminator(config: Config) -> keras.Model:
     """Build the discriminator: convolutions with batch norm and LeakyReLU, flattened into one logit.
 
+    With `spectral_units` a second branch adds its own logit to that: two dense layers on the slice's power spectra,
+    which strided convolutions hardly see (after SSD-GAN, Chen et al. 2021, arXiv:2012.05535).
+
     Parameters
     ----------
     config : Config
@@ -125,6 +129,7 @@ def build_discriminator(config: Config) -> keras.Model:
     x = images = keras.Input((config.channels, *sides) if first else (*sides, config.channels), name="images")
     if first:
         x = keras.layers.Permute((2, 3, 1), dtype="float32")(x)  # (n, channels, N, N) -> (n, N, N, channels)
+    channels = x
     for layer, filters in enumerate(config.nconvfilters):
         x = Conv2D(
             filters,
@@ -142,7 +147,24 @@ def build_discriminator(config: Config) -> keras.Model:
         x = keras.layers.LeakyReLU(0.2, dtype=dtype)(x)
     x = keras.layers.Flatten(data_format="channels_last", dtype=dtype)(x)  # -> (n, side * side * filters)
     logits = keras.layers.Dense(1, kernel_initializer=_normal(next(seeds)), dtype="float32")(x)
+    if config.spectral_units > 0:
+        logits = keras.layers.Add(dtype="float32")([logits, _spectral_logits(channels, config, seeds)])
     return keras.Model(images, logits, name="discriminator")
+
+
+def _spectral_logits(channels, config: Config, seeds: Iterator[int]):
+    """The logits of image channels, (n, N, N, channels), by their power spectra alone; all in float32."""
+    x = LogSpectra(config.datascale, config.channel_weights[0], dtype="float32", name="log_spectra")(channels)
+    for layer in (1, 2):
+        # Features of order one, as images are not: the usual scale of weights, by the number of inputs and outputs.
+        x = keras.layers.Dense(
+            config.spectral_units,
+            kernel_initializer=keras.initializers.GlorotNormal(next(seeds)),
+            dtype="float32",
+            name=f"spectral_{layer}",
+        )(x)
+        x = keras.layers.LeakyReLU(0.2, dtype="float32")(x)
+    return keras.layers.Dense(1, kernel_initializer=_normal(next(seeds)), dtype="float32", name="spectral_logit")(x)
 
 
 def with_pre_activation(generator: Generator) -> keras.Model:

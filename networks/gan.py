@@ -29,12 +29,11 @@ from networks.images import images_from_density, images_from_s, random_symmetry
 from networks.losses import (
     TrainingSet,
     crossentropy,
-    mean_ring_power,
     r1_penalty,
-    ring_weights,
     spectral_loss,
 )
 from networks.optimizers import build_optimizer, first_moments, share_overflow
+from networks.spectra import ring_power, ring_weights
 from utils.config import Config
 from utils.runs import find_weights
 from utils.transforms import invtransform, transform
@@ -55,7 +54,7 @@ class GAN:
     total_steps : int, optional
         Length of the run, which the cosine learning-rate schedule needs.
     training_set : TrainingSet, optional
-        What the spectral loss aims at and the density cap refers to; they need it.
+        What the spectral loss aims at, and the density cap and the spectral branch refer to; they need it.
     strategy : tf.distribute.Strategy, optional
         How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
         of the same batch.
@@ -78,8 +77,8 @@ class GAN:
     ):
         if config.lr_schedule != "constant" and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
-        if training_set is None and max(config.spectral_weight, config.density_cap) > 0:
-            raise ValueError("spectral_weight and density_cap need training_set")
+        if training_set is None and max(config.spectral_weight, config.spectral_units, config.density_cap) > 0:
+            raise ValueError("spectral_weight, spectral_units and density_cap need training_set")
         self.config = config
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -96,6 +95,9 @@ class GAN:
         with self.strategy.scope():
             self._create_variables()
             self._cap_densities()
+            if config.spectral_units > 0:
+                spectra = self.discriminator.get_layer("log_spectra")
+                spectra.standardize(training_set.spectra_mean, training_set.spectra_sigma)
         self._generator_with_u = with_pre_activation(self.generator)
         self._density_function = density_function(self.sampling_generator)
 
@@ -334,44 +336,46 @@ class GAN:
         return dict(zip(names, means, strict=True)), moving
 
     def _update_discriminator(self, real, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], list]:
-        """`DG_update_ratio` updates, on the real and on the fake batch in turn.
+        """`DG_update_ratio` updates, on the real and on the fake batch in turn, or half as many on both together.
 
         Returns the means of their losses, and the moving statistics.
         """
-        rounds, statistics = [], self.discriminator.non_trainable_variables
+        losses, statistics = [], self.discriminator.non_trainable_variables
         real_images = images_from_s(real, self.config)
+        penalised = real if with_r1 else None
+        real_batch, fake_batch = ("real", real_images, 1.0 - flips), ("fake", fake_images, flips)
         for _ in range(self.config.DG_update_ratio // 2):
-            (real_loss, real_prob, penalty), statistics = self._fit_labels(
-                real_images, 1.0 - flips, statistics, real if with_r1 else None
-            )
-            (fake_loss, fake_prob, _), statistics = self._fit_labels(fake_images, flips, statistics)
-            d_loss = 0.5 * (real_loss + fake_loss)
-            rounds.append((d_loss, real_loss, fake_loss, real_prob, fake_prob, penalty))
-        means = [tf.reduce_mean(tf.stack(values)) for values in zip(*rounds, strict=True)]
-        names = ("d_loss", "d_real_loss", "d_fake_loss", "d_real_prob", "d_fake_prob", "r1_penalty")
-        losses = dict(zip(names, means, strict=True))
-        if not with_r1:
-            del losses["r1_penalty"]
-        return losses, statistics
+            if self.config.joint_updates:
+                new, statistics = self._fit_labels([real_batch, fake_batch], statistics, penalised)
+            else:
+                new, statistics = self._fit_labels([real_batch], statistics, penalised)
+                of_fakes, statistics = self._fit_labels([fake_batch], statistics)
+                new |= of_fakes
+            new["d_loss"] = 0.5 * (new["d_real_loss"] + new["d_fake_loss"])
+            losses.append(new)
+        return {name: tf.reduce_mean(tf.stack([one[name] for one in losses])) for name in losses[0]}, statistics
 
-    def _fit_labels(
-        self, images, labels, statistics, penalised=None
-    ) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], list]:
-        """One discriminator update, with an R1 penalty on slices s where any are given.
+    def _fit_labels(self, batches, statistics, penalised=None) -> tuple[dict[str, tf.Tensor], list]:
+        """One discriminator update on (name, images, labels), with an R1 penalty on slices s where any are given.
 
-        Returns the loss, the mean probability of being real, and the R1 penalty; and the moving statistics.
+        Returns the loss and the mean probability of being real of each, and the R1 penalty; and the moving statistics.
         """
+        losses = {}
         with tf.GradientTape() as tape:
-            logits, new_statistics = self._discriminate(images, statistics)
-            total = loss = crossentropy(labels, logits)
-            penalty = tf.zeros(())
+            # One pass for all: where there are several, no batch norm couples them.
+            logits, new_statistics = self._discriminate(tf.concat([images for _, images, _ in batches], 0), statistics)
+            total = 0.0
+            for (name, _, labels), own in zip(batches, tf.split(logits, len(batches)), strict=True):
+                losses[f"d_{name}_loss"] = loss = crossentropy(labels, own)
+                losses[f"d_{name}_prob"] = tf.reduce_mean(tf.sigmoid(own))
+                total += loss
             if penalised is not None:
-                penalty = self._r1_penalty(penalised, statistics)
+                losses["r1_penalty"] = penalty = self._r1_penalty(penalised, statistics)
                 # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
                 total += self.config.r1_weight * self.config.r1_interval * penalty
             total = self.discriminator_optimizer.scale_loss(total)
         self._apply(self.discriminator_optimizer, tape.gradient(total, self.discriminator.trainable_variables))
-        return (loss, tf.reduce_mean(tf.sigmoid(logits)), penalty), new_statistics
+        return losses, new_statistics
 
     def _r1_penalty(self, real, statistics) -> tf.Tensor:
         """With respect to the images, or to ln(1 + x/a), of which images are a function.
@@ -421,7 +425,8 @@ class GAN:
     def _spectral_loss(self, u):
         """Mean of the spectral losses in s and in density, of the whole batch."""
         density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
-        powers = mean_over_replicas([mean_ring_power(fields, self._ring_weights) for fields in (tf.tanh(u), density)])
+        powers = [tf.reduce_mean(ring_power(fields, self._ring_weights), axis=0) for fields in (tf.tanh(u), density)]
+        powers = mean_over_replicas(powers)
         return 0.5 * tf.add_n([spectral_loss(*pair) for pair in zip(powers, self._target_power, strict=True)])
 
     # ------------------------------------------------------------------------------------------- once, on all replicas

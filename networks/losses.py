@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from networks.spectra import log_spectra, ring_power, ring_weights
 from utils.config import Config
 from utils.slices import SliceSet
-from utils.statistics import ring_power
 from utils.transforms import transform
 
 # Slices that the targets of the spectral loss are averaged over: their mean is then known to a per cent or two.
@@ -55,46 +55,6 @@ def r1_penalty(discriminator, images: tf.Tensor) -> tf.Tensor:
     return 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(gradients), axis=(1, 2, 3)))
 
 
-def ring_weights(side: int) -> np.ndarray:
-    """The matrix that averages the half plane of a real FFT in rings.
-
-    Parameters
-    ----------
-    side : int
-        N, even.
-
-    Returns
-    -------
-    ndarray, (N * (N/2 + 1), N/2), float32
-        Column n - 1 holds the weight of every cell of ``rfft2`` in ring n: cells whose distance from the zero
-        frequency rounds to n. Cells that stand for their mirror image too count twice.
-    """
-    rows = np.fft.fftfreq(side, 1 / side)[:, None]
-    columns = np.arange(side // 2 + 1)[None, :]
-    ring = np.rint(np.hypot(rows, columns)).astype(int).ravel()
-    mirrored = np.broadcast_to(np.where((columns == 0) | (columns == side // 2), 1.0, 2.0), (side, side // 2 + 1))
-    weights = (ring[:, None] == np.arange(1, side // 2 + 1)) * mirrored.reshape(-1, 1)
-    return (weights / weights.sum(axis=0)).astype(np.float32)
-
-
-def mean_ring_power(fields: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """The batch-mean unnormalised power |rfft2|^2 in rings.
-
-    Parameters
-    ----------
-    fields : tensor, (n, N, N), float32
-    weights : tensor, (N * (N/2 + 1), N/2), float32
-        From `ring_weights`.
-
-    Returns
-    -------
-    tensor, (N/2,), float32
-    """
-    modes = tf.signal.rfft2d(fields)
-    power = tf.reduce_mean(tf.square(tf.math.real(modes)) + tf.square(tf.math.imag(modes)), axis=0)
-    return tf.linalg.matvec(weights, tf.reshape(power, [-1]), transpose_a=True)
-
-
 def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     """Mean over rings of the squared logarithm of batch-mean power over target power.
 
@@ -104,7 +64,7 @@ def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     Parameters
     ----------
     power : tensor, (N/2,), float32
-        From `mean_ring_power`, averaged over the whole batch.
+        From `networks.spectra.ring_power`, averaged over the whole batch.
     target : tensor, (N/2,), float32
         The training set's power, in the same units.
 
@@ -116,30 +76,37 @@ def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 
 class TrainingSet(NamedTuple):
-    """What the generator's losses have to know of the training slices. Power is in the units of `mean_ring_power`."""
+    """What the networks and their losses have to know of the training slices; None is what they do not need."""
 
     brightest: float
     """The brightest pixel [particles per voxel]."""
     power_s: np.ndarray | None = None
-    """(N/2,), mean over slices of that of s; None where no loss needs it."""
+    """(N/2,), mean over slices of that of s, in the units of `networks.spectra.ring_power`."""
     power: np.ndarray | None = None
-    """(N/2,), mean over slices of that of the density; None where no loss needs it."""
+    """(N/2,), mean over slices of that of the density."""
+    spectra_mean: np.ndarray | None = None
+    """(N + 2,), mean over slices of their `networks.spectra.log_spectra`."""
+    spectra_sigma: np.ndarray | None = None
+    """(N + 2,), standard deviation of those."""
 
 
 def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
-    """Measure what the losses of a configuration need: the power on slices spread over the set, the rest is known."""
+    """Measure what a configuration needs: spectra on slices spread over the set, the rest is known."""
     # A bound has to lie above the density at which s is zero, whatever the training set is like.
     brightest = max(training.maximum, 2.0 * config.datascale)
-    if config.spectral_weight == 0:
+    if config.spectral_weight == 0 and config.spectral_units == 0:
         return TrainingSet(brightest)
     rng = np.random.default_rng(config.seed)
     rows = training.rows_spread(_TARGET_SLICES)
-    total = 0.0
+    weights = tf.constant(ring_weights(config.img_dim))
+    powers, spectra = [], []
     for start in range(0, len(rows), _BATCH):
-        density = training.read(rows[start : start + _BATCH]).astype(np.float64)
+        density = training.read(rows[start : start + _BATCH]).astype(np.float32)
         if config.dequantise:
-            density += rng.uniform(size=density.shape)
-        total += np.stack(
-            [ring_power(fields).sum(axis=0) for fields in (transform(density, config.datascale), density)]
-        )
-    return TrainingSet(brightest, *total / len(rows))
+            density += rng.uniform(size=density.shape).astype(np.float32)
+        fields = transform(density, config.datascale), density
+        powers.append(np.stack([ring_power(field, weights) for field in fields], axis=1))
+        spectra.append(log_spectra(*(tf.constant(field) for field in fields), weights))
+    mean_powers = np.concatenate(powers).mean(axis=0, dtype=np.float64)  # (n, 2, N/2) -> (2, N/2)
+    features = np.concatenate(spectra).astype(np.float64)
+    return TrainingSet(brightest, *mean_powers, features.mean(axis=0), features.std(axis=0))

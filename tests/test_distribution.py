@@ -17,6 +17,7 @@ OPTIONS = {
     "density_cap": 1.5,
     "generator_norm": "renorm",
     "channel_weights": [1.0, 4.0, 0.5],
+    "spectral_units": 3,
     "r1_weight": 0.5,
     "r1_coordinate": "log_density",
     "r1_interval": 2,
@@ -37,8 +38,8 @@ machine = start_tensorflow("mirrored" if devices > 1 else "single", devices=devi
 from networks.gan import GAN
 from networks.losses import TrainingSet
 
-power = np.full(4, 30.0), np.full(4, 300.0)
-gan = GAN(Config(**config), total_steps=50, training_set=TrainingSet(4.0, *power), strategy=machine.strategy)
+training_set = TrainingSet(4.0, np.full(4, 30.0), np.full(4, 300.0), np.ones(10), np.full(10, 3.0))
+gan = GAN(Config(**config), total_steps=50, training_set=training_set, strategy=machine.strategy)
 rng = np.random.default_rng(1)
 losses = []
 for step in range(steps):

@@ -125,6 +125,8 @@ def test_every_option_together(workplace):
         "r1_weight": 1.0,
         "r1_coordinate": "log_density",
         "r1_interval": 2,
+        "joint_updates": True,
+        "spectral_units": 3,
         "spectral_weight": 0.1,
         "density_cap": 1.5,
         "channel_weights": [1, 4, 0.5],

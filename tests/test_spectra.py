@@ -1,0 +1,159 @@
+"""Spectra inside the networks: against those of the statistics, and the discriminator's branch that sees them."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from networks.dcgan import build_discriminator
+from networks.gan import GAN
+from networks.images import images_from_s
+from networks.losses import TrainingSet, measure_training_set, spectral_loss
+from networks.spectra import LogSpectra, log_spectra, ring_power, ring_weights
+from utils import statistics
+from utils.slices import open_slices
+from utils.transforms import transform
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(11)
+
+
+def training_set_of(densities, config, folder):
+    for split in ("train", "val"):
+        np.save(folder / f"raw_{split}.npy", densities[..., None])
+    return measure_training_set(config, open_slices("raw", "train", config.img_dim, folder))
+
+
+def test_ring_power_is_that_of_the_statistics(rng):
+    fields = rng.lognormal(size=(4, 16, 16)).astype(np.float32)
+    power = ring_power(tf.constant(fields), tf.constant(ring_weights(16))).numpy()
+    np.testing.assert_allclose(power, statistics.ring_power(fields), rtol=1e-4)
+
+
+def test_spectral_loss_value_and_gradient(rng):
+    fields = rng.lognormal(size=(3, 8, 8)).astype(np.float32)
+    weights = tf.constant(ring_weights(8))
+    target = tf.constant(rng.lognormal(3, 0.3, 4).astype(np.float32))
+
+    def loss(values):
+        return spectral_loss(tf.reduce_mean(ring_power(tf.convert_to_tensor(values, tf.float32), weights), 0), target)
+
+    power = np.abs(np.fft.rfft2(fields.astype(float))).reshape(3, -1) ** 2 @ weights.numpy()
+    assert float(loss(fields)) == pytest.approx(np.mean(np.log(power.mean(0) / target.numpy()) ** 2), rel=1e-4)
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(fields)
+        value = loss(variable)
+    gradient = tape.gradient(value, variable).numpy()
+    direction = rng.normal(size=fields.shape).astype(np.float32)
+    h = 1e-2
+    slope = (float(loss(fields + h * direction)) - float(loss(fields - h * direction))) / (2 * h)
+    assert np.sum(gradient * direction) == pytest.approx(slope, rel=2e-2)
+
+
+def test_log_spectra_value_and_gradient(rng):
+    density = rng.lognormal(0.0, 1.5, size=(3, 8, 8))
+    weights = tf.constant(ring_weights(8))
+
+    def spectra(density):
+        density = tf.convert_to_tensor(density, tf.float32)
+        return log_spectra(transform(density, 4.0), density, weights)
+
+    s = (density - 4.0) / (density + 4.0)
+    expected = [np.log(statistics.ring_power(s)), np.log(statistics.ring_power(density))]
+    expected += [np.log(density.mean((1, 2)))[:, None], s.mean((1, 2))[:, None]]
+    np.testing.assert_allclose(spectra(density), np.concatenate(expected, axis=1), atol=2e-3)
+    mix = rng.normal(size=10).astype(np.float32)
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(density.astype(np.float32))
+        value = tf.reduce_sum(spectra(variable) * mix)
+    gradient = tape.gradient(value, variable).numpy()
+    direction = rng.normal(size=density.shape)
+    h = 1e-3
+    ends = [np.sum(spectra(density + side * h * direction) * mix) for side in (1, -1)]
+    assert np.sum(gradient * direction) == pytest.approx((ends[0] - ends[1]) / (2 * h), rel=2e-2)
+    # A constant field has no power, and all the same a logarithm and a slope.
+    with tf.GradientTape() as tape:
+        variable = tf.Variable(np.zeros((1, 8, 8), np.float32))
+        empty = spectra(variable)
+    assert np.isfinite(empty).all()
+    assert np.isfinite(tape.gradient(empty, variable)).all()
+
+
+def test_layer_takes_s_from_the_first_channel_in_units_of_the_scatter(rng):
+    counts = rng.poisson(rng.lognormal(0.0, 1.5, size=(5, 8, 8))).astype(np.float32)
+    s = transform(counts, 4.0)
+    layer = LogSpectra(datascale=4.0, s_weight=0.5)
+    channels = np.stack([0.5 * s, np.full_like(s, 7.0)], axis=-1)
+    plain = layer(channels).numpy()
+    np.testing.assert_allclose(plain, log_spectra(s, counts, tf.constant(layer.ring_weights)), rtol=1e-3, atol=1e-4)
+    mean, sigma = rng.normal(size=10), rng.uniform(0.5, 2.0, 10)
+    layer.standardize(mean, sigma)
+    np.testing.assert_allclose(layer(channels), (plain - mean) / sigma, rtol=1e-4, atol=1e-5)
+    assert not layer.trainable_variables
+    assert layer.compute_output_shape((5, 8, 8, 2)) == (5, 10)
+    twin = LogSpectra.from_config(layer.get_config())
+    np.testing.assert_allclose(twin(channels), plain)
+
+
+def test_training_slices_are_standardised(tiny_config, rng, tmp_path):
+    densities = rng.poisson(rng.lognormal(-0.5, 1.0, (300, 8, 8))).astype(np.int16)
+    config = dataclasses.replace(tiny_config, spectral_units=3)
+    training_set = training_set_of(densities, config, tmp_path)
+    gan = GAN(config, training_set=training_set)
+    images = images_from_s(transform(tf.constant(densities[..., None], tf.float32), config.datascale), config)
+    branch = keras.Model(gan.discriminator.inputs, gan.discriminator.get_layer("log_spectra").output)
+    spectra = branch(images).numpy()
+    np.testing.assert_allclose(spectra.mean(axis=0), 0.0, atol=2e-3)
+    np.testing.assert_allclose(spectra.std(axis=0), 1.0, atol=2e-3)
+    # The targets of the spectral loss are of the same slices.
+    expected = statistics.ring_power(densities).mean(axis=0)
+    np.testing.assert_allclose(training_set.power, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("datafmt", ["channels_first", "channels_last"])
+def test_branch_adds_its_logit(tiny_config, rng, datafmt):
+    config = dataclasses.replace(
+        tiny_config, spectral_units=3, discriminator_norm="none", datafmt=datafmt, precision="mixed_bfloat16"
+    )
+    discriminator = build_discriminator(config)
+    for weight in discriminator.trainable_variables:
+        weight.assign(rng.normal(0.0, 0.3, weight.shape))
+    counts = rng.poisson(rng.lognormal(0.0, 1.5, size=(5, 8, 8))).astype(np.float32)
+    s = tf.constant(transform(counts[..., None], 4.0))
+    logits = discriminator(images_from_s(s, config)).numpy()
+
+    x = log_spectra(s[..., 0], tf.constant(counts), tf.constant(ring_weights(8))).numpy()
+    for name in ("spectral_1", "spectral_2"):
+        kernel, bias = discriminator.get_layer(name).get_weights()
+        x = x @ kernel + bias
+        x = np.where(x > 0, x, 0.2 * x)
+    kernel, bias = discriminator.get_layer("spectral_logit").get_weights()
+    # The other branch is what is left without the last layer of this one.
+    discriminator.get_layer("spectral_logit").set_weights([np.zeros_like(kernel), np.zeros_like(bias)])
+    others = discriminator(images_from_s(s, config)).numpy()
+    assert np.abs(others).max() > 1e-3
+    np.testing.assert_allclose(logits - others, x @ kernel + bias, rtol=1e-3, atol=2e-3)
+
+
+def test_discriminator_learns_from_spectra_alone(tiny_config, rng):
+    """With the convolutions at zero, which they never leave, it has nothing else to go by."""
+    config = dataclasses.replace(
+        tiny_config, spectral_units=16, discriminator_norm="none", joint_updates=True, learn_rate=(1e-9, 1e-2)
+    )
+    zeros, ones = np.zeros(10), np.ones(10)
+    gan = GAN(config, training_set=TrainingSet(1000.0, spectra_mean=zeros, spectra_sigma=ones))
+    for layer in gan.discriminator.layers:
+        if isinstance(layer, keras.layers.Conv2D) or (isinstance(layer, keras.layers.Dense) and layer.units == 1):
+            layer.set_weights([np.zeros_like(weight) for weight in layer.get_weights()])
+    gan.discriminator.get_layer("spectral_logit").kernel.assign(rng.normal(0.0, 0.1, (16, 1)))
+    for _ in range(60):
+        density = rng.lognormal(0.0, 1.5, (8, 8, 8, 1)).astype(np.float32)
+        z = rng.normal(size=(8, config.noise_vect_len)).astype(np.float32)
+        losses = gan.train_step(transform(density, 4.0), z, np.zeros(8, bool))
+    assert not any(weight.numpy().any() for weight in gan.discriminator.layers[2].weights)
+    assert float(losses["d_real_prob"]) > 0.9
+    assert float(losses["d_fake_prob"]) < 0.1
