@@ -81,6 +81,11 @@ def test_the_seed_decides_and_no_place_in_an_order_is_privileged():
         assert 100 < places.min() <= places.max() < 400
 
 
+def test_a_split_may_lack_more_than_its_share_before_each_has_a_universe():
+    splits = draw_splits(24, {"train": 0.4, "val": 0.1, "test": 0.5}, 0)
+    assert [splits.count(split) for split in ("train", "val", "test")] == [10, 2, 12]
+
+
 def test_one_split_takes_everything():
     assert draw_splits(5, {"train": 1.0}, 0) == 5 * ["train"]
 

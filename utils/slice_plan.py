@@ -106,8 +106,12 @@ def draw_splits(number: int, shares: dict[str, float], seed: int, given: Sequenc
         lacking = {split: share * (index + 1) - counts[split] for split, share in shares.items()}
         without = {split: 1.0 for split, count in counts.items() if count == 0}
         most = max(lacking, key=lacking.get)
-        drawable = {s: shares[s] / (1 + shares[s] - x) for s, x in lacking.items() if x > 0}
-        weights = without or ({most: 1.0} if lacking[most] >= 1 else drawable)
+        if without:
+            weights = without
+        elif lacking[most] >= 1:
+            weights = {most: 1.0}
+        else:
+            weights = {s: shares[s] / (1 + shares[s] - x) for s, x in lacking.items() if x > 0}
         splits.append(_draw(weights, random.Random(f"{seed} {index}").random()))
         counts[splits[-1]] += 1
     return splits
