@@ -14,7 +14,6 @@ from networks.dcgan import (
     density_function,
     draw_slices,
     load_weights,
-    round_stochastically,
     with_pre_activation,
 )
 from networks.distribution import (
@@ -25,21 +24,19 @@ from networks.distribution import (
     send_from_first,
     share_out,
 )
-from networks.images import images_from_density, images_from_s, random_symmetry
+from networks.divergence import DivergenceWatch
+from networks.images import MAX_LOG_DENSITY_IN_LOSS, images_from_pre_activation, images_from_s, random_symmetry
 from networks.losses import (
     TrainingSet,
     crossentropy,
-    r1_penalty,
+    r1_penalty_of_slices,
     spectral_loss,
 )
 from networks.optimizers import build_optimizer, first_moments, share_overflow
 from networks.spectra import ring_power, ring_weights
 from utils.config import Config
 from utils.runs import find_weights
-from utils.transforms import invtransform, transform
-
-# Densities are clipped here in the losses [particles per voxel]: some 25 times the brightest known pixel.
-_MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
+from utils.transforms import transform
 
 # Independent streams of random numbers of one step.
 _NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
@@ -111,9 +108,7 @@ class GAN:
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
-        # The step and the place of the first number that was not finite, looked at on the device in every step.
-        self._first_bad_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
-        self._first_bad_tensor = tf.Variable(0, dtype=tf.int64, trainable=False)
+        self._divergence = DivergenceWatch()
 
     def _cap_densities(self):
         if self.config.density_cap > 0:
@@ -176,14 +171,15 @@ class GAN:
 
     def first_divergence(self) -> tuple[int, str] | None:
         """The step (from 1 on) in which a loss or gradient first was not finite, and its name; None if none was."""
-        step = int(self._first_bad_step.numpy())
-        if step < 0:
+        first = self._divergence.first()
+        if first is None:
             return None
+        step, place = first
         # In the order in which a step computes them, so that the cause comes before its consequences.
         names = [f"gradient of discriminator/{weight.path}" for weight in self.discriminator.trainable_variables]
         names += [f"loss {name}" for name in self.loss_names]
         names += [f"gradient of generator/{weight.path}" for weight in self.generator.trainable_variables]
-        return step + 1, names[int(self._first_bad_tensor.numpy())]
+        return step + 1, names[place]
 
     def reset_losses(self) -> None:
         """Begin a new period of `mean_losses`."""
@@ -370,30 +366,14 @@ class GAN:
                 losses[f"d_{name}_prob"] = tf.reduce_mean(tf.sigmoid(own))
                 total += loss
             if penalised is not None:
-                losses["r1_penalty"] = penalty = self._r1_penalty(penalised, statistics)
+                losses["r1_penalty"] = penalty = r1_penalty_of_slices(
+                    lambda images: self._discriminate(images, statistics)[0], penalised, self.config
+                )
                 # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
                 total += self.config.r1_weight * self.config.r1_interval * penalty
             total = self.discriminator_optimizer.scale_loss(total)
         self._apply(self.discriminator_optimizer, tape.gradient(total, self.discriminator.trainable_variables))
         return losses, new_statistics
-
-    def _r1_penalty(self, real, statistics) -> tf.Tensor:
-        """With respect to the images, or to ln(1 + x/a), of which images are a function.
-
-        With respect to images a discriminator pays for its slope in a channel at every pixel, however faint, and can
-        afford none in the channel that tells bright pixels apart; so it pays where the channel changes.
-        """
-        if self.config.r1_coordinate == "images":
-            points = images_from_s(real, self.config)
-            return r1_penalty(lambda images: self._discriminate(images, statistics)[0], points)
-
-        def logits(log_density):
-            density = self.config.datascale * tf.math.expm1(log_density)
-            # 1 - 2 exp(-ln(1 + x/a)) = (x - a)/(x + a) = s
-            images = images_from_density(1.0 - 2.0 * tf.exp(-log_density), density, self.config)
-            return self._discriminate(images, statistics)[0]
-
-        return r1_penalty(logits, tf.math.log1p(invtransform(real, self.config.datascale) / self.config.datascale))
 
     def _discriminate(self, images, statistics) -> tuple[tf.Tensor, list]:
         """Logits on batch statistics, and the moving statistics, moved on."""
@@ -409,22 +389,15 @@ class GAN:
         optimizer.apply(gradients)
 
     def _fake_images(self, u, step):
-        """Images from the generator's last pre-activation; with `count_noise` of densities rounded to whole particles.
-
-        Floor(x + uniform noise) has the mean x: the gradient of the mean is passed on, that of the rounding ignored
-        (Bengio, Leonard & Courville 2013, arXiv:1308.3432).
-        """
-        u = u[..., None]  # (n, N, N) -> (n, N, N, 1)
-        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
-        if not self.config.count_noise:
-            return images_from_density(tf.tanh(u), density, self.config)
-        noise = self._draw(tf.random.stateless_uniform, tf.shape(density), _ROUNDING, step)
-        counts = density + tf.stop_gradient(round_stochastically(density, noise) - density)
-        return images_from_density(transform(counts, self.config.datascale), counts, self.config)
+        """Images from the generator's last pre-activation u, (n, N, N), with this step's rounding."""
+        noise = (
+            self._draw(tf.random.stateless_uniform, tf.shape(u), _ROUNDING, step) if self.config.count_noise else None
+        )
+        return images_from_pre_activation(u, self.config, noise)
 
     def _spectral_loss(self, u):
         """Mean of the spectral losses in s and in density, of the whole batch."""
-        density = density_from_pre_activation(u, self.config.datascale, _MAX_LOG_DENSITY_IN_LOSS)
+        density = density_from_pre_activation(u, self.config.datascale, MAX_LOG_DENSITY_IN_LOSS)
         powers = [tf.reduce_mean(ring_power(fields, self._ring_weights), axis=0) for fields in (tf.tanh(u), density)]
         powers = mean_over_replicas(powers)
         return 0.5 * tf.add_n([spectral_loss(*pair) for pair in zip(powers, self._target_power, strict=True)])
@@ -457,16 +430,8 @@ class GAN:
         self._loss_counts.assign_add([float(name in losses) for name in self.loss_names])
 
     def _note_divergence(self, step, losses):
-        """Remember the first step in which something was not finite, and what.
-
-        Looks at Adam's first moments in place of the gradients: what is not finite in any gradient of a step stays in
-        them, and there is one for all updates of the step. A sum is one operation per tensor, and is finite if and
-        only if all terms are (numbers that add up to an overflow have long diverged).
-        """
+        """Look at Adam's first moments in place of the gradients: what is not finite in any gradient of a step stays in
+        them, and there is one for all updates of the step."""
         suspects = first_moments(self.discriminator_optimizer)
         suspects += [losses.get(name, tf.zeros(())) for name in self.loss_names]
-        suspects += first_moments(self.generator_optimizer)
-        good = tf.math.is_finite(tf.stack([tf.reduce_sum(suspect) for suspect in suspects]))
-        first = tf.logical_and(self._first_bad_step < 0, tf.logical_not(tf.reduce_all(good)))
-        self._first_bad_step.assign(tf.where(first, step, self._first_bad_step))
-        self._first_bad_tensor.assign(tf.where(first, tf.argmin(tf.cast(good, tf.int32)), self._first_bad_tensor))
+        self._divergence.note(step, suspects + first_moments(self.generator_optimizer))

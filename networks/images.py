@@ -1,10 +1,16 @@
 """Slices as the discriminator sees them."""
 
+import math
+
 import tensorflow as tf
 
+from networks.dcgan import density_from_pre_activation, round_stochastically
 from networks.layers import RESCALE
 from utils.config import Config
-from utils.transforms import invtransform
+from utils.transforms import invtransform, transform
+
+# Densities are clipped here in the losses [particles per voxel]: some 25 times the brightest known pixel.
+MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
 
 
 def images_from_s(s: tf.Tensor, config: Config) -> tf.Tensor:
@@ -49,6 +55,31 @@ def images_from_density(s: tf.Tensor, density: tf.Tensor, config: Config) -> tf.
     if config.datafmt == "channels_first":
         images = tf.transpose(images, (0, 3, 1, 2))
     return images
+
+
+def images_from_pre_activation(u: tf.Tensor, config: Config, noise: tf.Tensor | None = None) -> tf.Tensor:
+    """Generated slices as the discriminator sees them, with noise of densities rounded to whole particles.
+
+    Parameters
+    ----------
+    u : tensor, (n, N, N), float32
+        The generator's last pre-activation, of which s = tanh(u).
+    config : Config
+    noise : tensor, (n, N, N), float32, optional
+        Uniform in [0, 1). Floor(x + noise) has the mean x: the gradient of the mean is passed on, that of the rounding
+        ignored (Bengio, Leonard & Courville 2013, arXiv:1308.3432).
+
+    Returns
+    -------
+    tensor, (n, channels, N, N) or (n, N, N, channels), float32
+        As `images_from_density` puts them together.
+    """
+    u = u[..., None]  # (n, N, N) -> (n, N, N, 1)
+    density = density_from_pre_activation(u, config.datascale, MAX_LOG_DENSITY_IN_LOSS)
+    if noise is None:
+        return images_from_density(tf.tanh(u), density, config)
+    counts = density + tf.stop_gradient(round_stochastically(density, noise[..., None]) - density)
+    return images_from_density(transform(counts, config.datascale), counts, config)
 
 
 def random_symmetry(s: tf.Tensor, coins: tf.Tensor) -> tf.Tensor:

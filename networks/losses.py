@@ -5,10 +5,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from networks.images import images_from_density, images_from_s
 from networks.spectra import log_spectra, ring_power, ring_weights
 from utils.config import Config
 from utils.slices import SliceSet
-from utils.transforms import transform
+from utils.transforms import invtransform, transform
 
 # Slices that the targets of the spectral loss are averaged over: their mean is then known to a per cent or two.
 _TARGET_SLICES = 2048
@@ -53,6 +54,36 @@ def r1_penalty(discriminator, images: tf.Tensor) -> tf.Tensor:
         logit_sum = tf.reduce_sum(discriminator(images))
     gradients = tape.gradient(logit_sum, images)
     return 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(gradients), axis=(1, 2, 3)))
+
+
+def r1_penalty_of_slices(discriminator, s: tf.Tensor, config: Config) -> tf.Tensor:
+    """The R1 penalty with respect to the images, or to ln(1 + x/a), of which images are a function.
+
+    With respect to images a discriminator pays for its slope in a channel at every pixel, however faint, and can afford
+    none in the channel that tells bright pixels apart; so it pays where the channel changes.
+
+    Parameters
+    ----------
+    discriminator : callable
+        Images -> logits (n, 1).
+    s : tensor, (n, N, N, 1), float32
+        Real slices, transformed: s in [-1, 1).
+    config : Config
+        `r1_coordinate` decides.
+
+    Returns
+    -------
+    tensor, scalar
+    """
+    if config.r1_coordinate == "images":
+        return r1_penalty(discriminator, images_from_s(s, config))
+
+    def logits(log_density):
+        density = config.datascale * tf.math.expm1(log_density)
+        # 1 - 2 exp(-ln(1 + x/a)) = (x - a)/(x + a) = s
+        return discriminator(images_from_density(1.0 - 2.0 * tf.exp(-log_density), density, config))
+
+    return r1_penalty(logits, tf.math.log1p(invtransform(s, config.datascale) / config.datascale))
 
 
 def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:

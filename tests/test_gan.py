@@ -11,7 +11,7 @@ from networks.dcgan import build_generator, density_from_pre_activation, load_we
 from networks.gan import GAN
 from networks.images import images_from_s, random_symmetry
 from networks.layers import SoftCap
-from networks.losses import TrainingSet, crossentropy, r1_penalty
+from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
 from tests import numpy_twin
 from utils.transforms import transform
 
@@ -264,7 +264,7 @@ def test_r1_penalty_by_log_density_against_finite_differences(tiny_config, rng):
         offset[:, row, column] = h
         slopes[:, row, column] = (logits(log_density + offset) - logits(log_density)) / h
     real = tf.constant(transform(density[..., None], 4.0).astype(np.float32))
-    penalty = gan._r1_penalty(real, gan.discriminator.non_trainable_variables)
+    penalty = r1_penalty_of_slices(gan.discriminator, real, config)
     assert float(penalty) == pytest.approx(0.5 * np.mean(np.sum(slopes**2, axis=(1, 2))), rel=0.02)
 
 
