@@ -4,8 +4,8 @@ python -m benchmarks.judge_recipe demo 0 1 2 3 4 [--split test] [--num-samples 3
 
 Beside every score stands its target: a fixed number or, where that is larger, twice the noise floor, which is the mean
 score of two sets of as many universes resampled from the held-back ones. Deviations are relative; 12 numbers of
-morphology (three functionals, four densities) are listed one by one, since an average could hide one that is bad. Two
-more lines, without a target, say what bright haloes look like.
+morphology (three functionals, four densities) are listed one by one, since an average could hide one that is bad. Three
+more lines have no target: how far structures are drawn out into filaments, and what bright haloes look like.
 """
 
 from pathlib import Path
@@ -20,8 +20,9 @@ from utils.noise import noise_floor
 from utils.runs import find_weights, load_run_config
 from utils.scores import SCORED_THRESHOLDS, Means, means
 from utils.slices import open_slices
-from utils.statistics import are_peaks
+from utils.statistics import are_peaks, orientation_coherence
 from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, Summary
+from utils.transforms import transform
 
 # Edges of the bins of chi_1 [particles per voxel]: wider where pixels are few.
 CHI_EDGES = np.concatenate(
@@ -114,7 +115,15 @@ def halo_shape(images: np.ndarray) -> tuple[float, float]:
     return float(np.mean(nearest[peaks] / inner[peaks])), float(parities.max() / parities.sum())
 
 
-def judge(folder: Path, weights: str, number: int, real: Real) -> tuple[dict[str, float], Likeness]:
+def shapes(images: np.ndarray, datascale: float) -> dict[str, float]:
+    """What has no target: the coherence of orientation of s, and the `halo_shape`."""
+    difference, total = orientation_coherence(transform(images, datascale)).sum(axis=0)
+    return {"coherence": difference / total} | dict(
+        zip(("neighbours/peak", "one parity"), halo_shape(images), strict=True)
+    )
+
+
+def judge(folder: Path, weights: str, number: int, real: Real, datascale: float) -> tuple[dict[str, float], Likeness]:
     """The deviations of one run, and what resembles what."""
     from networks.dcgan import density_function, draw_slices, load_generator
 
@@ -124,7 +133,7 @@ def judge(folder: Path, weights: str, number: int, real: Real) -> tuple[dict[str
     sides = means(generated.summary, length), means(real.summary, length)
     likeness = compare(generated, real)
     found = deviations(*sides, float(real.summary.counts.sum()))
-    found["neighbours/peak"], found["one parity"] = halo_shape(generated.images)
+    found |= shapes(generated.images, datascale)
     found["diversity"] = likeness_scores(likeness, likeness.generated, ~likeness.generated)["diversity"]
     return found, likeness
 
@@ -149,7 +158,8 @@ def main():
     if real.summary.groups()[1] != "universes" or real.summary.settings.resolution != 1:
         raise UserError(f"{name}: counts of at least three universes are needed to judge by")
     rows, likenesses = zip(
-        *(judge(folder, arguments.weights, arguments.num_samples, real) for folder in folders), strict=True
+        *(judge(folder, arguments.weights, arguments.num_samples, real, config.datascale) for folder in folders),
+        strict=True,
     )
     floor = floors(real.summary)
     # Only the real slices' part in a likeness matters to its floor.
@@ -161,7 +171,7 @@ def main():
         median = float(np.median(np.abs(values)))
         cells = "".join(f"{value:9.4f}" for value in values)
         print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{median:9.4f}{' ' if median <= target else '!'} {cells}")
-    for name, value in zip(("neighbours/peak", "one parity"), halo_shape(real.images), strict=True):
+    for name, value in shapes(real.images, config.datascale).items():
         cells = "".join(f"{row[name]:9.4f}" for row in rows)
         print(f"{name:18}{'':9}{'':9}{np.median([row[name] for row in rows]):9.4f}  {cells}  (real: {value:.4f})")
 

@@ -1,6 +1,6 @@
 """Summary statistics of stacks of slices: power spectrum, pixel histogram, peaks, Minkowski functionals.
 
-The bispectrum, the likeness of images (MS-SSIM, nearest neighbours) and distances of distributions have modules of
+The bispectrum, filaments, the likeness of images (MS-SSIM, nearest neighbours) and distances of distributions have modules of
 their own and can be imported from here. Pure NumPy and SciPy. Images are (n, N, N), of any integer or floating type,
 and are worked through in batches, so that memory stays bounded and a memory-mapped stack is never read as a whole.
 The result for one image does not depend on the images beside it.
@@ -15,6 +15,7 @@ import scipy.sparse
 
 from utils.bispectrum import Bispectrum, equilateral_bispectrum
 from utils.distributions import ks_distance, wasserstein_distance
+from utils.filaments import orientation_coherence
 from utils.similarity import Neighbours, coarse, ms_ssim, ms_ssim_diversity, nearest_neighbours
 from utils.stacks import checked, checked_edges, map_batches, mean_of, positive
 
@@ -29,6 +30,7 @@ __all__ = [
     "ms_ssim",
     "ms_ssim_diversity",
     "nearest_neighbours",
+    "orientation_coherence",
     "peak_counts",
     "pixel_histogram",
     "power_spectrum",
