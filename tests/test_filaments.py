@@ -27,7 +27,7 @@ def test_two_crossed_sets_of_lines_have_no_direction():
 
 
 def test_strength_of_a_plane_wave():
-    """Smoothing leaves exp(-(k scale)²/2) of the amplitude, a central difference gives sin(k) for k, and sin² is 1/2."""
+    """Smoothing leaves exp(-(k scale)²/2) of the amplitude, a central difference is sin(k) for k, and sin² is 1/2."""
     k = 2 * np.pi / 16
     rows = np.arange(64)[:, np.newaxis] * np.ones(64)
     expected = 0.5 * (np.sin(k) * np.exp(-(k**2) / 2)) ** 2

@@ -31,7 +31,7 @@ def orientation_coherence(images, scale=1.0, window=3.0) -> np.ndarray:
     Raises
     ------
     ValueError
-        If the images are no stack of square images of at least two pixels a side, or `scale` or `window` is not positive.
+        If the images are no stack of squares of at least two pixels a side, or `scale` or `window` is not positive.
     """
     images = checked(images)
     if images.shape[-1] < 2:
