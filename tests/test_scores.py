@@ -11,7 +11,14 @@ from utils import likeness
 from utils.noise import noise_floor
 from utils.scorecard import scorecard
 from utils.scores import DEFINITIONS, UNITS, ratio_to_floor, scores
-from utils.statistics import minkowski_functionals, peak_counts, pixel_histogram, power_spectrum, ring_power
+from utils.statistics import (
+    minkowski_functionals,
+    orientation_coherence,
+    peak_counts,
+    pixel_histogram,
+    power_spectrum,
+    ring_power,
+)
 from utils.summaries import MINKOWSKI_THRESHOLDS, PEAK_EDGES, TOP_VALUE, summarise, whole_numbers
 from utils.transforms import transform
 
@@ -201,6 +208,24 @@ def test_morphology_scores_are_their_definitions():
     ours, theirs = (minkowski_functionals(images, [3, 10, 30, 100]) for images in (generated, real))
     for row, name in enumerate(("minkowski_area", "minkowski_boundary", "minkowski_euler")):
         assert found[name] == pytest.approx(np.sqrt(np.mean((ours[row] / theirs[row] - 1) ** 2)))
+    ours, theirs = (orientation_coherence(transform(images, A)).sum(axis=0) for images in (generated, real))
+    assert found["filaments"] == pytest.approx(abs(ours[0] / ours[1] / (theirs[0] / theirs[1]) - 1), rel=1e-4)
+
+
+def test_clumps_are_not_filaments_whatever_else_they_share():
+    """Walls in random directions against the same walls, cut into squares that are turned by quarters at random."""
+    rng = np.random.default_rng(3)
+    rows, columns = np.mgrid[:32, :32]
+    angles, phases = rng.uniform(0, np.pi, (2, 200, 1, 1))
+    real = np.rint(30 * np.exp(4 * np.cos(0.5 * (rows * np.sin(angles) + columns * np.cos(angles)) + 2 * phases) - 4))
+    # (n, 32, 32) -> (n, 4, 8, 4, 8) -> (n, 4, 4, 8, 8): each image as sixteen squares
+    squares = real.reshape(-1, 4, 8, 4, 8).swapaxes(2, 3).copy()
+    for index in np.ndindex(squares.shape[:3]):
+        squares[index] = np.rot90(squares[index], rng.integers(4))
+    generated = squares.swapaxes(2, 3).reshape(real.shape)
+    found = scores(summary(generated), summary(real))
+    assert found["ks"] == found["mean_density"] == 0
+    assert found["filaments"] > 0.2
 
 
 def test_without_morphology_its_scores_are_unknown():
@@ -210,6 +235,7 @@ def test_without_morphology_its_scores_are_unknown():
         "minkowski_area",
         "minkowski_boundary",
         "minkowski_euler",
+        "filaments",
     }
 
 

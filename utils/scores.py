@@ -46,6 +46,10 @@ DEFINITIONS = {
     "minkowski_area": "rms over thresholds of A_gen / A_real - 1, A the area of the set above a threshold",
     "minkowski_boundary": "the same for the length of its boundary",
     "minkowski_euler": "the same for its Euler characteristic (components minus holes)",
+    "filaments": (
+        "|c_gen / c_real - 1|, c the coherence of orientation of s: the part of its gradients that lie along one line,"
+        " which is large where structures are drawn out and small where they are clumps"
+    ),
     **slicewise.DEFINITIONS,
 }
 """One line on each score; the last three need a `Likeness`."""
@@ -62,7 +66,7 @@ SQUARES = ("chisq", "chisq_pspect")
 FAMILIES = {
     "pixels": ("mean_density", "ks", "wasserstein", "bright_fraction"),
     "clustering": ("pspect_rms", "pspect_rms_s", "bispectrum"),
-    "morphology": ("peaks", "minkowski_area", "minkowski_boundary", "minkowski_euler"),
+    "morphology": ("peaks", "minkowski_area", "minkowski_boundary", "minkowski_euler", "filaments"),
     "originality": tuple(slicewise.DEFINITIONS),
 }
 """What the figure of merit is made of."""
@@ -81,6 +85,7 @@ class Means(NamedTuple):
     bispectrum: np.ndarray  # ((N - 1)//3,)
     peaks: np.ndarray  # (nbins,)
     minkowski: np.ndarray  # (3, nthresholds)
+    orientation: np.ndarray  # (2,)
 
 
 def scores(generated: Summary, real: Summary, likeness: Likeness | None = None) -> dict[str, float]:
@@ -186,6 +191,7 @@ def score_means(generated: Means, real: Means, settings: Settings, slices: int) 
         "minkowski_area": area,
         "minkowski_boundary": boundary,
         "minkowski_euler": euler,
+        "filaments": _rms_ratio(*(_divide(*side.orientation) for side in (generated, real))),
     }
 
 

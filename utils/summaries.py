@@ -12,6 +12,7 @@ import numpy as np
 from utils.statistics import (
     equilateral_bispectrum,
     minkowski_functionals,
+    orientation_coherence,
     peak_counts,
     power_spectrum,
     ring_power,
@@ -25,7 +26,8 @@ PEAK_EDGES = np.array([0, 2, 4, 8, 16, 32, 64, 128, np.inf])  # particles per vo
 MINKOWSKI_THRESHOLDS = np.array([1, 2, 3, 5, 10, 20, 30, 50, 100, 200], dtype=np.float64)  # particles per voxel
 BLOCKS = 8  # parts of a universe, see `summarise`
 
-_SUMS = ("slices", "mass", "counts", "power", "power_squares", "power_s", "bispectrum", "peaks", "minkowski")
+_SUMS = ("slices", "mass", "counts", "power", "power_squares", "power_s")
+_SUMS += ("bispectrum", "peaks", "minkowski", "orientation")
 _BOOTSTRAPS = 200  # resampled sets behind the band of a curve
 
 
@@ -86,6 +88,8 @@ class Summary:
     """(R, len(PEAK_EDGES) − 1) float64, sum of the peak counts."""
     minkowski: np.ndarray
     """(R, 3, len(MINKOWSKI_THRESHOLDS)) float64, sum over slices of the functionals per pixel."""
+    orientation: np.ndarray
+    """(R, 2) float64, sum over slices of what `utils.statistics.orientation_coherence` gives for the field s."""
 
     def __add__(self, other: "Summary") -> "Summary":
         """The summary of both sets together; rows of the same universe and block are added."""
@@ -195,7 +199,7 @@ def summarise(
     rounding : "nearest" or "floor"
         "floor" for a generator trained on dequantised densities.
     morphology : bool
-        False leaves out peaks and Minkowski functionals; their scores are NaN.
+        False leaves out peaks, Minkowski functionals and orientation; their scores are NaN.
     bispectrum : bool
         False leaves out the bispectrum, which costs as much as all the rest; its score is NaN.
 
@@ -267,9 +271,11 @@ def _sums(images, power, settings: Settings, rounding, morphology, bispectrum) -
     if bispectrum:
         triangles = equilateral_bispectrum(images, settings.pixel_size, settings.mean).bispectrum
     peaks, minkowski = np.full(len(PEAK_EDGES) - 1, np.nan), np.full((3, len(MINKOWSKI_THRESHOLDS)), np.nan)
+    orientation = np.full((1, 2), np.nan)
     if morphology:
         peaks = peak_counts(numbers, PEAK_EDGES / settings.resolution)
         minkowski = minkowski_functionals(numbers, MINKOWSKI_THRESHOLDS / settings.resolution)
+        orientation = orientation_coherence(transform(numbers * settings.resolution, settings.a))
     return {
         "slices": np.int64(len(images)),
         "mass": images.mean(axis=(1, 2), dtype=np.float64).sum(),
@@ -280,6 +286,7 @@ def _sums(images, power, settings: Settings, rounding, morphology, bispectrum) -
         "bispectrum": triangles.sum(axis=0),
         "peaks": peaks * len(images),
         "minkowski": minkowski * len(images),
+        "orientation": orientation.sum(axis=0),
     }
 
 
