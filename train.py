@@ -169,7 +169,7 @@ def train(
         log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
     log.debug("record\n%s", json.dumps(record, indent=2))
     gan = build_gan(config, training, total_steps, machine.strategy)
-    for network in (gan.generator, gan.discriminator):
+    for network in filter(None, (gan.generator, gan.discriminator, gan.critic)):
         network.summary(print_fn=log.debug, line_length=100)
         log.info("%s: %s weights", network.name, f"{network.count_params():,}")
     monitor = Monitor(config, validation, training.mean, folder)

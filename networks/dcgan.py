@@ -23,6 +23,8 @@ from utils.config import Config
 from utils.runs import check_weights, find_weights, load_run_config
 
 _INITIAL_SIGMA = 0.02
+# Units of the hidden layers of the spectral critic: as many as a slice of 64 x 64 has numbers in its spectra.
+_CRITIC_UNITS = 64
 # e^20 a is some 10^9 particles per voxel, far above any universe; beyond it float32 would reach infinity.
 _MAX_LOG_DENSITY = 20.0
 # Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory.
@@ -110,9 +112,6 @@ def build_generator(config: Config) -> Generator:
 def build_discriminator(config: Config) -> keras.Model:
     """Build the discriminator: convolutions with batch norm and LeakyReLU, flattened into one logit.
 
-    With `spectral_units` a second branch adds its own logit to that: two dense layers on the slice's power spectra,
-    which strided convolutions hardly see (after SSD-GAN, Chen et al. 2021, arXiv:2012.05535).
-
     Parameters
     ----------
     config : Config
@@ -129,7 +128,6 @@ def build_discriminator(config: Config) -> keras.Model:
     x = images = keras.Input((config.channels, *sides) if first else (*sides, config.channels), name="images")
     if first:
         x = keras.layers.Permute((2, 3, 1), dtype="float32")(x)  # (n, channels, N, N) -> (n, N, N, channels)
-    channels = x
     for layer, filters in enumerate(config.nconvfilters):
         x = Conv2D(
             filters,
@@ -147,24 +145,39 @@ def build_discriminator(config: Config) -> keras.Model:
         x = keras.layers.LeakyReLU(0.2, dtype=dtype)(x)
     x = keras.layers.Flatten(data_format="channels_last", dtype=dtype)(x)  # -> (n, side * side * filters)
     logits = keras.layers.Dense(1, kernel_initializer=_normal(next(seeds)), dtype="float32")(x)
-    if config.spectral_units > 0:
-        logits = keras.layers.Add(dtype="float32")([logits, _spectral_logits(channels, config, seeds)])
     return keras.Model(images, logits, name="discriminator")
 
 
-def _spectral_logits(channels, config: Config, seeds: Iterator[int]):
-    """The logits of image channels, (n, N, N, channels), by their power spectra alone; all in float32."""
-    x = LogSpectra(config.datascale, config.channel_weights[0], dtype="float32", name="log_spectra")(channels)
-    for layer in (1, 2):
+def build_spectral_critic(config: Config) -> keras.Model:
+    """Build a second discriminator, two dense layers on the power spectra of slices, which see nothing else of them.
+
+    Strided convolutions hardly see spectra (Chen et al. 2021, arXiv:2012.05535, who add such logits to those of the
+    discriminator; kept apart, neither learns less for what the other one has seen already).
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    keras.Model
+        Images in `datafmt`, as the discriminator sees them -> logits (n, 1), float32 throughout. Its layer
+        `log_spectra` has yet to be standardised.
+    """
+    seeds = _layer_seeds(config.seed, network=2)
+    sides = (config.img_dim, config.img_dim)
+    first = config.datafmt == "channels_first"
+    x = images = keras.Input((config.channels, *sides) if first else (*sides, config.channels), name="images")
+    if first:
+        x = keras.layers.Permute((2, 3, 1), dtype="float32")(x)  # (n, channels, N, N) -> (n, N, N, channels)
+    x = LogSpectra(config.datascale, config.channel_weights[0], dtype="float32", name="log_spectra")(x)
+    for _ in range(2):
         # Features of order one, as images are not: the usual scale of weights, by the number of inputs and outputs.
-        x = keras.layers.Dense(
-            config.spectral_units,
-            kernel_initializer=keras.initializers.GlorotNormal(next(seeds)),
-            dtype="float32",
-            name=f"spectral_{layer}",
-        )(x)
+        normal = keras.initializers.GlorotNormal(next(seeds))
+        x = keras.layers.Dense(_CRITIC_UNITS, kernel_initializer=normal, dtype="float32")(x)
         x = keras.layers.LeakyReLU(0.2, dtype="float32")(x)
-    return keras.layers.Dense(1, kernel_initializer=_normal(next(seeds)), dtype="float32", name="spectral_logit")(x)
+    logits = keras.layers.Dense(1, kernel_initializer=_normal(next(seeds)), dtype="float32")(x)
+    return keras.Model(images, logits, name="spectral_critic")
 
 
 def with_pre_activation(generator: Generator) -> keras.Model:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from networks.dcgan import (
     build_discriminator,
     build_generator,
+    build_spectral_critic,
     density_from_pre_activation,
     density_function,
     draw_slices,
@@ -51,7 +52,7 @@ class GAN:
     total_steps : int, optional
         Length of the run, which the cosine learning-rate schedule needs.
     training_set : TrainingSet, optional
-        What the spectral loss aims at, and the density cap and the spectral branch refer to; they need it.
+        What the spectral loss aims at, and the density cap and the critic refer to; they need it.
     strategy : tf.distribute.Strategy, optional
         How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
         of the same batch.
@@ -63,6 +64,8 @@ class GAN:
     generator, discriminator : keras.Model
     average_generator : Generator or None
         The moving average of the generator's weights, with `ema_decay` above 0.
+    critic : keras.Model or None
+        The second discriminator, of spectra, with `critic_weight` above 0. The discriminator's optimiser trains both.
     """
 
     def __init__(
@@ -74,8 +77,8 @@ class GAN:
     ):
         if config.lr_schedule != "constant" and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
-        if training_set is None and max(config.spectral_weight, config.spectral_units, config.density_cap) > 0:
-            raise ValueError("spectral_weight, spectral_units and density_cap need training_set")
+        if training_set is None and max(config.spectral_weight, config.critic_weight, config.density_cap) > 0:
+            raise ValueError("spectral_weight, critic_weight and density_cap need training_set")
         self.config = config
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -86,14 +89,15 @@ class GAN:
             self._ring_weights = tf.constant(ring_weights(config.img_dim))
         self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
         extra = {"r1_penalty": config.r1_weight, "spectral_loss": config.spectral_weight}
+        extra["critic_loss"] = config.critic_weight
         self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
         if config.density_cap > 0:
             self._highest_density = config.density_cap * training_set.brightest
         with self.strategy.scope():
             self._create_variables()
             self._cap_densities()
-            if config.spectral_units > 0:
-                spectra = self.discriminator.get_layer("log_spectra")
+            if self.critic is not None:
+                spectra = self.critic.get_layer("log_spectra")
                 spectra.standardize(training_set.spectra_mean, training_set.spectra_sigma)
         self._generator_with_u = with_pre_activation(self.generator)
         self._density_function = density_function(self.sampling_generator)
@@ -103,8 +107,12 @@ class GAN:
         self.generator = build_generator(config)
         self.discriminator = build_discriminator(config)
         self.average_generator = build_generator(config) if config.ema_decay > 0 else None
-        self.generator_optimizer = build_optimizer(config.learn_rate[0], config, self.generator)
-        self.discriminator_optimizer = build_optimizer(config.learn_rate[1], config, self.discriminator)
+        self.critic = build_spectral_critic(config) if config.critic_weight > 0 else None
+        self._judging_variables = self.discriminator.trainable_variables
+        if self.critic is not None:
+            self._judging_variables = self._judging_variables + self.critic.trainable_variables
+        self.generator_optimizer = build_optimizer(config.learn_rate[0], config, self.generator.trainable_variables)
+        self.discriminator_optimizer = build_optimizer(config.learn_rate[1], config, self._judging_variables)
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
@@ -176,7 +184,7 @@ class GAN:
             return None
         step, place = first
         # In the order in which a step computes them, so that the cause comes before its consequences.
-        names = [f"gradient of discriminator/{weight.path}" for weight in self.discriminator.trainable_variables]
+        names = [f"gradient of discriminator/{weight.path}" for weight in self._judging_variables]
         names += [f"loss {name}" for name in self.loss_names]
         names += [f"gradient of generator/{weight.path}" for weight in self.generator.trainable_variables]
         return step + 1, names[place]
@@ -197,6 +205,8 @@ class GAN:
         }
         if self.average_generator is not None:
             groups["average_generator"] = self.average_generator.weights
+        if self.critic is not None:
+            groups["critic"] = self.critic.weights
         # Names of variables repeat in Keras 3; their order in a model is fixed.
         return {f"{group}/{i:03d}": v for group, variables in groups.items() for i, v in enumerate(variables)}
 
@@ -322,6 +332,8 @@ class GAN:
             # The discriminator sees batch statistics here too, but its moving statistics must not move.
             logits, _ = self._discriminate(fake_images, statistics)
             losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
+            if self.critic is not None:
+                total += self.config.critic_weight * crossentropy(tf.ones_like(logits), self.critic(fake_images))
             if self.config.spectral_weight > 0:
                 losses["spectral_loss"] = self._spectral_loss(u)
                 total += self.config.spectral_weight * losses["spectral_loss"]
@@ -332,39 +344,41 @@ class GAN:
         return dict(zip(names, means, strict=True)), moving
 
     def _update_discriminator(self, real, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], list]:
-        """`DG_update_ratio` updates, on the real and on the fake batch in turn, or half as many on both together.
+        """`DG_update_ratio` updates, on the real and on the fake batch in turn.
 
         Returns the means of their losses, and the moving statistics.
         """
-        losses, statistics = [], self.discriminator.non_trainable_variables
+        rounds, statistics = [], self.discriminator.non_trainable_variables
         real_images = images_from_s(real, self.config)
-        penalised = real if with_r1 else None
-        real_batch, fake_batch = ("real", real_images, 1.0 - flips), ("fake", fake_images, flips)
         for _ in range(self.config.DG_update_ratio // 2):
-            if self.config.joint_updates:
-                new, statistics = self._fit_labels([real_batch, fake_batch], statistics, penalised)
-            else:
-                new, statistics = self._fit_labels([real_batch], statistics, penalised)
-                of_fakes, statistics = self._fit_labels([fake_batch], statistics)
-                new |= of_fakes
-            new["d_loss"] = 0.5 * (new["d_real_loss"] + new["d_fake_loss"])
-            losses.append(new)
-        return {name: tf.reduce_mean(tf.stack([one[name] for one in losses])) for name in losses[0]}, statistics
+            of_real, statistics = self._fit_labels(real_images, 1.0 - flips, statistics, real if with_r1 else None)
+            of_fake, statistics = self._fit_labels(fake_images, flips, statistics)
+            losses = {
+                "d_loss": 0.5 * (of_real["loss"] + of_fake["loss"]),
+                "d_real_loss": of_real["loss"],
+                "d_fake_loss": of_fake["loss"],
+                "d_real_prob": of_real["prob"],
+                "d_fake_prob": of_fake["prob"],
+            }
+            if with_r1:
+                losses["r1_penalty"] = of_real["r1_penalty"]
+            if self.critic is not None:
+                losses["critic_loss"] = 0.5 * (of_real["critic_loss"] + of_fake["critic_loss"])
+            rounds.append(losses)
+        return {name: tf.reduce_mean(tf.stack([losses[name] for losses in rounds])) for name in rounds[0]}, statistics
 
-    def _fit_labels(self, batches, statistics, penalised=None) -> tuple[dict[str, tf.Tensor], list]:
-        """One discriminator update on (name, images, labels), with an R1 penalty on slices s where any are given.
+    def _fit_labels(self, images, labels, statistics, penalised=None) -> tuple[dict[str, tf.Tensor], list]:
+        """One update of discriminator and critic, with an R1 penalty on slices s where any are given.
 
-        Returns the loss and the mean probability of being real of each, and the R1 penalty; and the moving statistics.
+        Returns the losses, the discriminator's mean probability of being real, and its moving statistics.
         """
-        losses = {}
         with tf.GradientTape() as tape:
-            # One pass for all: where there are several, no batch norm couples them.
-            logits, new_statistics = self._discriminate(tf.concat([images for _, images, _ in batches], 0), statistics)
-            total = 0.0
-            for (name, _, labels), own in zip(batches, tf.split(logits, len(batches)), strict=True):
-                losses[f"d_{name}_loss"] = loss = crossentropy(labels, own)
-                losses[f"d_{name}_prob"] = tf.reduce_mean(tf.sigmoid(own))
-                total += loss
+            logits, new_statistics = self._discriminate(images, statistics)
+            losses = {"loss": crossentropy(labels, logits), "prob": tf.reduce_mean(tf.sigmoid(logits))}
+            total = losses["loss"]
+            if self.critic is not None:
+                losses["critic_loss"] = crossentropy(labels, self.critic(images))
+                total += losses["critic_loss"]
             if penalised is not None:
                 losses["r1_penalty"] = penalty = r1_penalty_of_slices(
                     lambda images: self._discriminate(images, statistics)[0], penalised, self.config
@@ -372,7 +386,7 @@ class GAN:
                 # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
                 total += self.config.r1_weight * self.config.r1_interval * penalty
             total = self.discriminator_optimizer.scale_loss(total)
-        self._apply(self.discriminator_optimizer, tape.gradient(total, self.discriminator.trainable_variables))
+        self._apply(self.discriminator_optimizer, tape.gradient(total, self._judging_variables))
         return losses, new_statistics
 
     def _discriminate(self, images, statistics) -> tuple[tf.Tensor, list]:

@@ -125,7 +125,7 @@ def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
     """Measure what a configuration needs: spectra on slices spread over the set, the rest is known."""
     # A bound has to lie above the density at which s is zero, whatever the training set is like.
     brightest = max(training.maximum, 2.0 * config.datascale)
-    if config.spectral_weight == 0 and config.spectral_units == 0:
+    if config.spectral_weight == config.critic_weight == 0:
         return TrainingSet(brightest)
     rng = np.random.default_rng(config.seed)
     rows = training.rows_spread(_TARGET_SLICES)

@@ -28,14 +28,14 @@ class Adam(keras.optimizers.Adam):
         )
 
 
-def build_optimizer(learning_rate: float, config: Config, network: keras.Model) -> keras.optimizers.Optimizer:
-    """Adam for a network's weights, with loss scaling where gradients are computed in float16.
+def build_optimizer(learning_rate: float, config: Config, weights: list[keras.Variable]) -> keras.optimizers.Optimizer:
+    """Adam for trainable weights, with loss scaling where gradients are computed in float16.
 
     Parameters
     ----------
     learning_rate : float
     config : Config
-    network : keras.Model
+    weights : list of keras.Variable
 
     Returns
     -------
@@ -46,7 +46,7 @@ def build_optimizer(learning_rate: float, config: Config, network: keras.Model) 
     optimizer = Adam(learning_rate, beta_1=beta_1, beta_2=beta_2)
     if config.precision == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    optimizer.build(network.trainable_variables)
+    optimizer.build(weights)
     return optimizer
 
 

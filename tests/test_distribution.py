@@ -17,7 +17,7 @@ OPTIONS = {
     "density_cap": 1.5,
     "generator_norm": "renorm",
     "channel_weights": [1.0, 4.0, 0.5],
-    "spectral_units": 3,
+    "critic_weight": 0.2,
     "r1_weight": 0.5,
     "r1_coordinate": "log_density",
     "r1_interval": 2,

@@ -11,7 +11,7 @@ from networks.dcgan import build_generator, density_from_pre_activation, load_we
 from networks.gan import GAN
 from networks.images import images_from_s, random_symmetry
 from networks.layers import SoftCap
-from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
+from networks.losses import TrainingSet, r1_penalty, r1_penalty_of_slices
 from tests import numpy_twin
 from utils.transforms import transform
 
@@ -65,41 +65,6 @@ def test_steps_match_the_numpy_twin(tiny_config, rng, datafmt, ratio):
             np.testing.assert_allclose(weight.numpy(), expected, rtol=0, atol=0.03 * twin.learning_rate)
         for weight, expected in zip(network.non_trainable_variables, twin.moving, strict=True):
             np.testing.assert_allclose(weight.numpy(), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_joint_update_follows_the_gradient_of_both_losses(tiny_config, rng):
-    config = dataclasses.replace(tiny_config, discriminator_norm="none", joint_updates=True, learn_rate=(1e-9, 1e-3))
-    gan = GAN(config)
-    randomise(gan.generator, rng)
-    randomise(gan.discriminator, rng)
-    real, z, flips = inputs(config, rng)
-    labels = 1.0 - flips.astype(np.float32)[:, None]
-    before = [weight.numpy() for weight in gan.discriminator.trainable_variables]
-    with tf.GradientTape() as tape:
-        real_loss = crossentropy(labels, gan.discriminator(images_from_s(real, config)))
-        fake_loss = crossentropy(1.0 - labels, gan.discriminator(gan.generator(z, training=True)))
-        total = real_loss + fake_loss
-    gradients = tape.gradient(total, gan.discriminator.trainable_variables)
-    losses = gan.train_step(real, z, flips)
-    assert float(losses["d_real_loss"]) == pytest.approx(float(real_loss), rel=1e-4)
-    assert float(losses["d_fake_loss"]) == pytest.approx(float(fake_loss), rel=1e-4)
-    assert float(losses["d_loss"]) == pytest.approx(float(total) / 2, rel=1e-4)
-    for weight, start, gradient in zip(gan.discriminator.trainable_variables, before, gradients, strict=True):
-        # Adam's first step is the learning rate along the sign of the gradient, where its epsilon does not count.
-        clear = np.abs(gradient) > 1e-3
-        assert clear.any()
-        np.testing.assert_allclose((weight - start)[clear], -1e-3 * np.sign(gradient)[clear], rtol=0.02)
-
-
-def test_joint_updates_are_half_as_many(tiny_config, rng):
-    for joint, updates in ((False, 4), (True, 2)):
-        config = dataclasses.replace(
-            tiny_config, discriminator_norm="none", joint_updates=joint, DG_update_ratio=4, r1_weight=1.0
-        )
-        gan = GAN(config)
-        losses = gan.train_step(*inputs(config, rng))
-        assert int(gan.discriminator_optimizer.iterations) == updates
-        assert losses.keys() == set(gan.loss_names)
 
 
 def test_weights_do_not_depend_on_the_data_format(tiny_config, rng):

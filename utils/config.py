@@ -67,9 +67,8 @@ class Config:
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
     r1_interval: int = _key("steps between R1 penalties, each then weighted by the interval", 1)
     r1_coordinate: str = _key("what the R1 penalty is with respect to: images or log_density", "images")
-    joint_updates: bool = _key("half as many discriminator updates, each on real and fake slices together", False)
-    spectral_units: int = _key("hidden units of a discriminator branch that sees power spectra (0: no branch)", 0)
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
+    critic_weight: float = _key("weight of the generator's loss by a critic of power spectra alone (0: no critic)", 0.0)
     density_cap: float = _key("bound of generated densities, in brightest training pixels (0: none)", 0.0)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
     best_metric: str = _key("score by which weights are kept as best: chisq or figure_of_merit", "chisq")
@@ -276,13 +275,8 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
     yield "r1_coordinate", c.r1_coordinate in ("images", "log_density"), "images or log_density"
-    yield (
-        "joint_updates",
-        not c.joint_updates or c.discriminator_norm == "none",
-        "false, unless discriminator_norm is none: batch statistics would be of real and fake slices together",
-    )
-    yield "spectral_units", c.spectral_units >= 0, "0 (no branch) or more"
     yield "spectral_weight", c.spectral_weight >= 0, "0 (off) or more"
+    yield "critic_weight", c.critic_weight >= 0, "0 (no critic) or more"
     yield "density_cap", c.density_cap == 0 or c.density_cap >= 1, "0 (off), or 1 or more"
     yield "channel_weights", min(c.channel_weights[:2]) > 0 <= c.channel_weights[2], "positive, the last also 0"
     yield "ema_decay", 0 <= c.ema_decay < 1, "at least 0 (off) and below 1, such as 0.999"

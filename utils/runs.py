@@ -231,7 +231,6 @@ _ARCHITECTURE = (
     "discriminator_norm",
     "channel_weights",
     "density_cap",
-    "spectral_units",
 )
 
 
