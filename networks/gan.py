@@ -88,8 +88,11 @@ class GAN:
             self._target_power = [tf.constant(power, tf.float32) for power in powers]
             self._ring_weights = tf.constant(ring_weights(config.img_dim))
         self.loss_names = ("d_loss", "d_real_loss", "d_fake_loss", "g_loss", "d_real_prob", "d_fake_prob")
-        extra = {"r1_penalty": config.r1_weight, "spectral_loss": config.spectral_weight}
-        extra["critic_loss"] = config.critic_weight
+        extra = {
+            "r1_penalty": config.r1_weight,
+            "spectral_loss": config.spectral_weight,
+            "critic_loss": config.critic_weight,
+        }
         self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
         if config.density_cap > 0:
             self._highest_density = config.density_cap * training_set.brightest
@@ -184,7 +187,9 @@ class GAN:
             return None
         step, place = first
         # In the order in which a step computes them, so that the cause comes before its consequences.
-        names = [f"gradient of discriminator/{weight.path}" for weight in self._judging_variables]
+        names = [f"gradient of discriminator/{weight.path}" for weight in self.discriminator.trainable_variables]
+        if self.critic is not None:
+            names += [f"gradient of critic/{weight.path}" for weight in self.critic.trainable_variables]
         names += [f"loss {name}" for name in self.loss_names]
         names += [f"gradient of generator/{weight.path}" for weight in self.generator.trainable_variables]
         return step + 1, names[place]
