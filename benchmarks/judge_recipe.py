@@ -20,9 +20,8 @@ from utils.noise import noise_floor
 from utils.runs import find_weights, load_run_config
 from utils.scores import SCORED_THRESHOLDS, Means, means
 from utils.slices import open_slices
-from utils.statistics import are_peaks, orientation_coherence
+from utils.statistics import are_peaks
 from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, Summary
-from utils.transforms import transform
 
 # Edges of the bins of chi_1 [particles per voxel]: wider where pixels are few.
 CHI_EDGES = np.concatenate(
@@ -115,15 +114,14 @@ def halo_shape(images: np.ndarray) -> tuple[float, float]:
     return float(np.mean(nearest[peaks] / inner[peaks])), float(parities.max() / parities.sum())
 
 
-def shapes(images: np.ndarray, datascale: float) -> dict[str, float]:
+def shapes(side: Means, images: np.ndarray) -> dict[str, float]:
     """What has no target: the coherence of orientation of s, and the `halo_shape`."""
-    difference, total = orientation_coherence(transform(images, datascale)).sum(axis=0)
-    return {"coherence": difference / total} | dict(
-        zip(("neighbours/peak", "one parity"), halo_shape(images), strict=True)
-    )
+    difference, total = side.orientation
+    nearest, parity = halo_shape(images)
+    return {"coherence": float(difference / total), "neighbours/peak": nearest, "one parity": parity}
 
 
-def judge(folder: Path, weights: str, number: int, real: Real, datascale: float) -> tuple[dict[str, float], Likeness]:
+def judge(folder: Path, weights: str, number: int, real: Real) -> tuple[dict[str, float], Likeness]:
     """The deviations of one run, and what resembles what."""
     from networks.dcgan import density_function, draw_slices, load_generator
 
@@ -133,7 +131,7 @@ def judge(folder: Path, weights: str, number: int, real: Real, datascale: float)
     sides = means(generated.summary, length), means(real.summary, length)
     likeness = compare(generated, real)
     found = deviations(*sides, float(real.summary.counts.sum()))
-    found |= shapes(generated.images, datascale)
+    found |= shapes(sides[0], generated.images)
     found["diversity"] = likeness_scores(likeness, likeness.generated, ~likeness.generated)["diversity"]
     return found, likeness
 
@@ -158,8 +156,7 @@ def main():
     if real.summary.groups()[1] != "universes" or real.summary.settings.resolution != 1:
         raise UserError(f"{name}: counts of at least three universes are needed to judge by")
     rows, likenesses = zip(
-        *(judge(folder, arguments.weights, arguments.num_samples, real, config.datascale) for folder in folders),
-        strict=True,
+        *(judge(folder, arguments.weights, arguments.num_samples, real) for folder in folders), strict=True
     )
     floor = floors(real.summary)
     # Only the real slices' part in a likeness matters to its floor.
@@ -171,7 +168,7 @@ def main():
         median = float(np.median(np.abs(values)))
         cells = "".join(f"{value:9.4f}" for value in values)
         print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{median:9.4f}{' ' if median <= target else '!'} {cells}")
-    for name, value in shapes(real.images, config.datascale).items():
+    for name, value in shapes(means(real.summary, real.summary.counts.shape[1]), real.images).items():
         cells = "".join(f"{row[name]:9.4f}" for row in rows)
         print(f"{name:18}{'':9}{'':9}{np.median([row[name] for row in rows]):9.4f}  {cells}  (real: {value:.4f})")
 

@@ -23,7 +23,7 @@ from utils.config import Config
 from utils.runs import check_weights, find_weights, load_run_config
 
 _INITIAL_SIGMA = 0.02
-# Units of the hidden layers of the spectral critic: as many as a slice of 64 x 64 has numbers in its spectra.
+# Units of the hidden layers of the spectral critic, about as many as a slice of 64 x 64 has numbers in its spectra.
 _CRITIC_UNITS = 64
 # e^20 a is some 10^9 particles per voxel, far above any universe; beyond it float32 would reach infinity.
 _MAX_LOG_DENSITY = 20.0
@@ -123,11 +123,7 @@ def build_discriminator(config: Config) -> keras.Model:
     """
     seeds, dtype = _layer_seeds(config.seed, network=1), hidden_dtype(config)
     normalised = config.discriminator_norm == "batch"
-    sides = (config.img_dim, config.img_dim)
-    first = config.datafmt == "channels_first"
-    x = images = keras.Input((config.channels, *sides) if first else (*sides, config.channels), name="images")
-    if first:
-        x = keras.layers.Permute((2, 3, 1), dtype="float32")(x)  # (n, channels, N, N) -> (n, N, N, channels)
+    images, x = _image_input(config)
     for layer, filters in enumerate(config.nconvfilters):
         x = Conv2D(
             filters,
@@ -165,11 +161,7 @@ def build_spectral_critic(config: Config) -> keras.Model:
         `log_spectra` has yet to be standardised.
     """
     seeds = _layer_seeds(config.seed, network=2)
-    sides = (config.img_dim, config.img_dim)
-    first = config.datafmt == "channels_first"
-    x = images = keras.Input((config.channels, *sides) if first else (*sides, config.channels), name="images")
-    if first:
-        x = keras.layers.Permute((2, 3, 1), dtype="float32")(x)  # (n, channels, N, N) -> (n, N, N, channels)
+    images, x = _image_input(config)
     x = LogSpectra(config.datascale, config.channel_weights[0], dtype="float32", name="log_spectra")(x)
     for _ in range(2):
         # Features of order one, as images are not: the usual scale of weights, by the number of inputs and outputs.
@@ -283,6 +275,16 @@ def load_weights(network: keras.Model, path: Path, config: Config) -> None:
         raise UserError(
             f"weights {path} do not fit the configuration of tag '{config.tag}', or are damaged: {str(error)[:300]}"
         ) from None
+
+
+def _image_input(config: Config):
+    """The input for images in `datafmt`, and the same images channels_last, (n, N, N, channels)."""
+    sides = (config.img_dim, config.img_dim)
+    if config.datafmt == "channels_last":
+        images = keras.Input((*sides, config.channels), name="images")
+        return images, images
+    images = keras.Input((config.channels, *sides), name="images")
+    return images, keras.layers.Permute((2, 3, 1), dtype="float32")(images)  # (n, channels, N, N) -> channels last
 
 
 def _batch_norm(config: Config, renormalized: bool = False) -> BatchNormalization:

@@ -3,8 +3,7 @@
 The bispectrum, filaments, the likeness of images (MS-SSIM, nearest neighbours) and distances of distributions have
 modules of their own and can be imported from here. Pure NumPy and SciPy. Images are (n, N, N), of any integer or
 floating type, and are worked through in batches, so that memory stays bounded and a memory-mapped stack is never read
-as a whole.
-The result for one image does not depend on the images beside it.
+as a whole. The result for one image does not depend on the images beside it.
 """
 
 import functools

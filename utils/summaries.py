@@ -26,8 +26,10 @@ PEAK_EDGES = np.array([0, 2, 4, 8, 16, 32, 64, 128, np.inf])  # particles per vo
 MINKOWSKI_THRESHOLDS = np.array([1, 2, 3, 5, 10, 20, 30, 50, 100, 200], dtype=np.float64)  # particles per voxel
 BLOCKS = 8  # parts of a universe, see `summarise`
 
-_SUMS = ("slices", "mass", "counts", "power", "power_squares", "power_s")
-_SUMS += ("bispectrum", "peaks", "minkowski", "orientation")
+_SUMS = (
+    *("slices", "mass", "counts", "power", "power_squares", "power_s"),
+    *("bispectrum", "peaks", "minkowski", "orientation"),
+)
 _BOOTSTRAPS = 200  # resampled sets behind the band of a curve
 
 
