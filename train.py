@@ -208,6 +208,9 @@ def train(
             if any(due) or stopping:
                 check_finite(gan, folder.checkpoints)
 
+            if due.checkpoint or due.weights:
+                with watch.measure("monitor"):
+                    gan.match_histogram()
             if due.log:
                 log.info(progress_line(step, total_steps, epoch_steps, losses, pace(config, watch, step - first_step)))
             if due.checkpoint:

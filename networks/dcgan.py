@@ -16,6 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling, SoftCap
+from networks.matching import HistogramMatching
 from networks.precision import hidden_dtype
 from networks.spectra import LogSpectra
 from utils.cli import UserError
@@ -89,13 +90,15 @@ def build_generator(config: Config) -> Generator:
             use_bias=last,
             kernel_initializer=_normal(next(seeds)),
             dtype="float32" if last else dtype,
-            name="pre_activation" if last and config.density_cap == 0 else None,
         )(x)
-        if last and config.density_cap > 0:
-            x = SoftCap(dtype="float32", name="pre_activation")(x)
         if not last:
             x = _batch_norm(config, renormalized)(x)
             x = keras.layers.ReLU(dtype=dtype)(x)
+    if config.density_cap > 0:
+        x = SoftCap(dtype="float32", name="density_cap")(x)
+    if config.match_histogram:
+        x = HistogramMatching(dtype="float32", name="histogram_matching")(x)
+    x = keras.layers.Identity(dtype="float32", name="pre_activation")(x)
     if config.multichannel:
         images = MultiChannelRescaling(config.datascale, dtype="float32")(x)
     else:
@@ -174,10 +177,26 @@ def build_spectral_critic(config: Config) -> keras.Model:
 
 def with_pre_activation(generator: Generator) -> keras.Model:
     """The same generator with two outputs: (images, u), u (n, N, N) the last pre-activation, of which s = tanh(u)."""
-    u = generator.get_layer("pre_activation").output
-    side = generator.output_shape[-2]
-    u = keras.layers.Reshape((side, side), dtype="float32")(u)  # (n, 1, N, N) or (n, N, N, 1) -> (n, N, N)
+    u = _without_channel(generator.get_layer("pre_activation").output)
     return keras.Model(generator.inputs, (generator.outputs[0], u))
+
+
+def unmatched_function(generator: Generator) -> tf.types.experimental.PolymorphicFunction:
+    """A compiled function that draws u as it is before the histogram is matched, with moving batch statistics.
+
+    Returns
+    -------
+    callable
+        (number, seed (2,) int64) -> u (number, N, N), float32; not of the slices that `density_function` draws.
+    """
+    model = keras.Model(generator.inputs, _without_channel(generator.get_layer("histogram_matching").input))
+
+    @tf.function(reduce_retracing=True, autograph=False)
+    def draw(number, seed):
+        own_seed = tf.random.experimental.stateless_fold_in(seed, 2)
+        return model(tf.random.stateless_normal((number, generator.noise_vect_len), own_seed), training=False)
+
+    return draw
 
 
 def density_from_pre_activation(u: tf.Tensor, datascale: float, max_log: float = _MAX_LOG_DENSITY) -> tf.Tensor:
@@ -275,6 +294,11 @@ def load_weights(network: keras.Model, path: Path, config: Config) -> None:
         raise UserError(
             f"weights {path} do not fit the configuration of tag '{config.tag}', or are damaged: {str(error)[:300]}"
         ) from None
+
+
+def _without_channel(u):
+    """(n, N, N, 1) -> (n, N, N)"""
+    return keras.layers.Reshape(u.shape[1:3], dtype="float32")(u)
 
 
 def _image_input(config: Config):

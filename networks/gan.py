@@ -15,6 +15,7 @@ from networks.dcgan import (
     density_function,
     draw_slices,
     load_weights,
+    unmatched_function,
     with_pre_activation,
 )
 from networks.distribution import (
@@ -33,6 +34,7 @@ from networks.losses import (
     r1_penalty_of_slices,
     spectral_loss,
 )
+from networks.matching import fit_shifts
 from networks.optimizers import build_optimizer, first_moments, share_overflow
 from networks.spectra import ring_power, ring_weights
 from utils.config import Config
@@ -41,6 +43,8 @@ from utils.transforms import transform
 
 # Independent streams of random numbers of one step.
 _NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
+# Generated pixels that the map of densities is fitted to: 1024 slices of 64 x 64.
+_MATCHING_PIXELS = 2**22
 
 
 class GAN:
@@ -52,7 +56,8 @@ class GAN:
     total_steps : int, optional
         Length of the run, which the cosine learning-rate schedule needs.
     training_set : TrainingSet, optional
-        What the spectral loss aims at, and the density cap and the critic refer to; they need it.
+        What the spectral loss and the histogram matching aim at, and the density cap and the critic refer to; they
+        need it.
     strategy : tf.distribute.Strategy, optional
         How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
         of the same batch.
@@ -77,8 +82,9 @@ class GAN:
     ):
         if config.lr_schedule != "constant" and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
-        if training_set is None and max(config.spectral_weight, config.critic_weight, config.density_cap) > 0:
-            raise ValueError("spectral_weight, critic_weight and density_cap need training_set")
+        needy = ("spectral_weight", "critic_weight", "density_cap", "match_histogram")
+        if training_set is None and any(getattr(config, key) for key in needy):
+            raise ValueError(f"{', '.join(needy)} need training_set")
         self.config = config
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -94,6 +100,8 @@ class GAN:
             "critic_loss": config.critic_weight,
         }
         self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
+        if config.match_histogram:
+            self._fractions = training_set.fractions
         if config.density_cap > 0:
             self._highest_density = config.density_cap * training_set.brightest
         with self.strategy.scope():
@@ -104,6 +112,8 @@ class GAN:
                 spectra.standardize(training_set.spectra_mean, training_set.spectra_sigma)
         self._generator_with_u = with_pre_activation(self.generator)
         self._density_function = density_function(self.sampling_generator)
+        if config.match_histogram:
+            self._unmatched_function = unmatched_function(self.sampling_generator)
 
     def _create_variables(self):
         config = self.config
@@ -124,7 +134,7 @@ class GAN:
     def _cap_densities(self):
         if self.config.density_cap > 0:
             for network in filter(None, (self.generator, self.average_generator)):
-                network.get_layer("pre_activation").cap_density(self._highest_density, self.config.datascale)
+                network.get_layer("density_cap").cap_density(self._highest_density, self.config.datascale)
 
     # ------------------------------------------------------------------------------------------------ the interface
 
@@ -174,6 +184,20 @@ class GAN:
     def sample(self, number: int, seed: int) -> np.ndarray:
         """Densities (number, N, N), float32, from `sampling_generator` as it is now."""
         return np.concatenate(list(draw_slices(self._density_function, number, seed)))
+
+    def match_histogram(self) -> None:
+        """Fit the map of densities of `sampling_generator` anew, with `match_histogram` on; otherwise do nothing.
+
+        Training goes on as if it were not there.
+        """
+        if not self.config.match_histogram:
+            return
+        number = max(1, _MATCHING_PIXELS // self.config.img_dim**2)
+        u = np.concatenate(list(draw_slices(self._unmatched_function, number, self.config.seed + self.step)))
+        table = fit_shifts(u, self._fractions, self.config)
+        # In both, so that averaging leaves it as it is.
+        for network in filter(None, (self.generator, self.average_generator)):
+            network.get_layer("histogram_matching").shift(*table)
 
     def mean_losses(self) -> dict[str, float]:
         """Means of the losses since `reset_losses`; those that no step computed are left out."""

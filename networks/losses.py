@@ -6,14 +6,15 @@ import numpy as np
 import tensorflow as tf
 
 from networks.images import images_from_density, images_from_s
+from networks.matching import count_reached, fractions_reached, thresholds
 from networks.spectra import log_spectra, ring_power, ring_weights
 from utils.config import Config
 from utils.slices import SliceSet
 from utils.transforms import invtransform, transform
 
-# Slices that the targets of the spectral loss are averaged over: their mean is then known to a per cent or two.
+# Slices that all this is measured on: mean spectra are then known to a per cent or two.
 _TARGET_SLICES = 2048
-# Slices read at a time for it.
+# Slices read at a time.
 _BATCH = 256
 
 
@@ -119,20 +120,24 @@ class TrainingSet(NamedTuple):
     """(N + 2,), mean over slices of their `networks.spectra.log_spectra`."""
     spectra_sigma: np.ndarray | None = None
     """(N + 2,), standard deviation of those."""
+    fractions: np.ndarray | None = None
+    """(k,), of pixels that reach each of the `networks.matching.thresholds`; zero where unknown."""
 
 
 def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
-    """Measure what a configuration needs: spectra on slices spread over the set, the rest is known."""
+    """Measure what a configuration needs: spectra and histogram on slices spread over the set, the rest is known."""
     # A bound has to lie above the density at which s is zero, whatever the training set is like.
     brightest = max(training.maximum, 2.0 * config.datascale)
-    if config.spectral_weight == config.critic_weight == 0:
+    if config.spectral_weight == config.critic_weight == 0 and not config.match_histogram:
         return TrainingSet(brightest)
     rng = np.random.default_rng(config.seed)
     rows = training.rows_spread(_TARGET_SLICES)
     weights = tf.constant(ring_weights(config.img_dim))
-    powers, spectra = [], []
+    bounds = thresholds(config)
+    powers, spectra, reached = [], [], 0
     for start in range(0, len(rows), _BATCH):
         density = training.read(rows[start : start + _BATCH]).astype(np.float32)
+        reached += count_reached(density, bounds)
         if config.dequantise:
             density += rng.uniform(size=density.shape).astype(np.float32)
         fields = transform(density, config.datascale), density
@@ -140,4 +145,5 @@ def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
         spectra.append(log_spectra(*(tf.constant(field) for field in fields), weights))
     mean_powers = np.concatenate(powers).mean(axis=0, dtype=np.float64)  # (n, 2, N/2) -> (2, N/2)
     features = np.concatenate(spectra).astype(np.float64)
-    return TrainingSet(brightest, *mean_powers, features.mean(axis=0), features.std(axis=0))
+    fractions = fractions_reached(reached, len(rows) * config.img_dim**2)
+    return TrainingSet(brightest, *mean_powers, features.mean(axis=0), features.std(axis=0), fractions)

@@ -15,6 +15,7 @@ OPTIONS = {
     "dequantise": True,
     "spectral_weight": 0.1,
     "density_cap": 1.5,
+    "match_histogram": True,
     "generator_norm": "renorm",
     "channel_weights": [1.0, 4.0, 0.5],
     "critic_weight": 0.2,
@@ -38,13 +39,15 @@ machine = start_tensorflow("mirrored" if devices > 1 else "single", devices=devi
 from networks.gan import GAN
 from networks.losses import TrainingSet
 
-training_set = TrainingSet(4.0, np.full(4, 30.0), np.full(4, 300.0), np.ones(10), np.full(10, 3.0))
+powers, spectra = (np.full(4, 30.0), np.full(4, 300.0)), (np.ones(10), np.full(10, 3.0))
+training_set = TrainingSet(4.0, *powers, *spectra, fractions=0.5 ** np.arange(1, 22))
 gan = GAN(Config(**config), total_steps=50, training_set=training_set, strategy=machine.strategy)
 rng = np.random.default_rng(1)
 losses = []
 for step in range(steps):
     densities = rng.poisson(rng.lognormal(-0.5, 1.0, (12, 8, 8))).astype(np.int16)
     losses.append({{name: float(loss) for name, loss in gan.train_on_densities(densities).items()}})
+gan.match_histogram()
 np.savez(sys.argv[3], **{{name: variable.numpy() for name, variable in gan.state().items()}})
 print(json.dumps([machine.description["replicas"], losses]))
 """

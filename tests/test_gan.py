@@ -262,7 +262,7 @@ def test_density_cap(tiny_config, rng, tmp_path):
     gan.train_step(real, z, flips)
     for network in (gan.generator, gan.average_generator):
         # As a weight it goes through the step, the average, and the files.
-        assert float(network.get_layer("pre_activation").start) == pytest.approx(0.5 * np.log(800 / 4) - 0.5)
+        assert float(network.get_layer("density_cap").start) == pytest.approx(0.5 * np.log(800 / 4) - 0.5)
     models = tmp_path / "models"
     models.mkdir()
     gan.generator.save_weights(models / "g_cosmo_last.weights.h5")
@@ -275,7 +275,7 @@ def test_density_cap(tiny_config, rng, tmp_path):
     other.load_weights(tmp_path)
     np.testing.assert_array_equal(other.generator.get_weights()[0], gan.generator.get_weights()[0])
     for network in (other.generator, other.average_generator):
-        assert float(network.get_layer("pre_activation").start) == pytest.approx(0.5 * np.log(1000 / 4) - 0.5)
+        assert float(network.get_layer("density_cap").start) == pytest.approx(0.5 * np.log(1000 / 4) - 0.5)
 
 
 def test_density_cap_gradient_by_finite_differences():

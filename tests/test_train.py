@@ -128,6 +128,7 @@ def test_every_option_together(workplace):
         "critic_weight": 0.2,
         "spectral_weight": 0.1,
         "density_cap": 1.5,
+        "match_histogram": True,
         "channel_weights": [1, 4, 0.5],
         "ema_decay": 0.9,
         "adam_betas": [0.0, 0.99],

@@ -70,6 +70,7 @@ class Config:
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
     critic_weight: float = _key("weight of the generator's loss by a critic of power spectra alone (0: no critic)", 0.0)
     density_cap: float = _key("bound of generated densities, in brightest training pixels (0: none)", 0.0)
+    match_histogram: bool = _key("a monotone map of generated densities to the training set's histogram", False)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
     best_metric: str = _key("score by which weights are kept as best: chisq or figure_of_merit", "chisq")
     checkpt_samples: int = _key("generated slices per TensorBoard checkpoint", 512)

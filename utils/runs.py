@@ -231,6 +231,7 @@ _ARCHITECTURE = (
     "discriminator_norm",
     "channel_weights",
     "density_cap",
+    "match_histogram",
 )
 
 
