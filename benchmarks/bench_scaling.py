@@ -18,6 +18,7 @@ import time
 
 import numpy as np
 
+from benchmarks.bench_training import made_up_training_set
 from tests.test_workers import free_addresses
 from utils.cli import ArgumentParser, UserError, run
 from utils.cluster import find_cluster
@@ -46,15 +47,12 @@ def work(arguments) -> None:
 
     machine = start_tensorflow("auto", arguments.devices, find_cluster())
     from networks.gan import GAN
-    from networks.losses import TrainingSet
 
     local = arguments.batch * (arguments.devices or 1)
     config = load_config(
         "config.yaml", arguments.tag, [f"batchsize={arguments.batch * machine.description['replicas']}"]
     )
-    power, spectra = np.ones(config.img_dim // 2), np.ones(config.img_dim + 2)
-    training_set = TrainingSet(1000.0, power, power, spectra, spectra)
-    gan = GAN(config, total_steps=1000, training_set=training_set, strategy=machine.strategy)
+    gan = GAN(config, total_steps=1000, training_set=made_up_training_set(config), strategy=machine.strategy)
     densities = np.random.default_rng(1).poisson(1.0, (local, config.img_dim, config.img_dim)).astype(np.int16)
     for step in range(-2, arguments.steps):
         if step == 0:

@@ -67,8 +67,17 @@ def median_seconds(call, repeats: int) -> float:
     return float(np.median(seconds))
 
 
+def made_up_training_set(config: Config):
+    """What a training set would be measured for, in numbers that cost a step as much as real ones."""
+    from networks.losses import TrainingSet
+    from networks.matching import thresholds
+
+    power, spectra = np.ones(config.img_dim // 2), np.ones(config.img_dim + 2)
+    return TrainingSet(1000.0, power, power, spectra, spectra, fractions=0.2 / thresholds(config))
+
+
 def checkpoint_seconds(gan, config: Config, rng) -> float:
-    """Median time of a TensorBoard checkpoint."""
+    """Median time of a TensorBoard checkpoint, the matching of the histogram included."""
     from utils.monitor import Monitor
 
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +89,12 @@ def checkpoint_seconds(gan, config: Config, rng) -> float:
             run_folder.create()
             monitor = Monitor(config, validation, 1.0, run_folder)
             losses = gan.mean_losses()
-            return median_seconds(lambda: monitor.checkpoint(gan.step, 0.0, losses, gan.sample, {}), 3)
+
+            def checkpoint():
+                gan.match_histogram()
+                monitor.checkpoint(gan.step, 0.0, losses, gan.sample, {})
+
+            return median_seconds(checkpoint, 3)
 
 
 def divergence_check_seconds(gan, densities, repeats: int) -> tuple[float, float]:
@@ -141,7 +155,6 @@ def main():
     config = load_config("config.yaml", arguments.tag, arguments.overrides)
     machine = start_tensorflow()
     from networks.gan import GAN
-    from networks.losses import TrainingSet
     from networks.precision import choose_precision
 
     config = dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
@@ -150,10 +163,7 @@ def main():
     dtype = config.precision.removeprefix("mixed_")
     rate = matrix_product_rate(dtype)
     rng = np.random.default_rng(1)
-
-    power, spectra = np.ones(config.img_dim // 2), np.ones(config.img_dim + 2)
-    training_set = TrainingSet(1000.0, power, power, spectra, spectra)
-    gan = GAN(config, total_steps=10**6, training_set=training_set)
+    gan = GAN(config, total_steps=10**6, training_set=made_up_training_set(config))
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
