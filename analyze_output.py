@@ -109,6 +109,7 @@ def analyse(job: Job, arguments) -> tuple[dict, list]:
         "weights": str(job.weights),
         "seed": arguments.seed,
         "version": VERSION,
+        "match_histogram": config.match_histogram,
     }
     if arguments.save_samples:
         attributes = provenance | {"pixel_size": settings.pixel_size, "config": config.to_yaml()}

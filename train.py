@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from networks.device import STRATEGIES, avoid_failing_fusion, start_tensorflow
-from utils.checkpoints import newest_checkpoint, save_checkpoint, saved_steps
+from utils.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
 from utils.cluster import find_cluster
 from utils.config import Config, load_config
@@ -130,27 +130,9 @@ def train(
 ) -> None:
     """Build everything and train: from top to bottom."""
     # 1. Begin the records, or bring them back to where the checkpoint was.
-    changes = folder.check(config, resume=True)
-    checkpoint, damaged = newest_checkpoint(folder.checkpoints)
     epoch_steps = len(training) // config.batchsize
     total_steps = config.Nepochs * epoch_steps
-    if checkpoint and checkpoint.meta["step"] > total_steps:
-        raise UserError(
-            f"{folder.path} is at step {checkpoint.meta['step']} already, {config.Nepochs} epochs end at step "
-            f"{total_steps}: ask for more Nepochs"
-        )
-    folder.create()
-    lost_weights = folder.cut_back(checkpoint)
-    start_log(folder.log)
-    log.info("run %s", folder.path)
-    log.debug("configuration\n%s", config.to_yaml())
-    for path, complaint in damaged.items():
-        path.rename(path.with_name(f"{path.name}.damaged"))
-        log.warning("%s; the one before is used", complaint)
-    for name in lost_weights:
-        log.warning("%s, which was among the best, is lost; it comes back when a better one is found", name)
-    for key, (old, new) in changes.items():
-        log.warning("%s was %s, is %s from here on", key, old, new)
+    checkpoint = begin_records(config, folder, total_steps)
     log.info("training slices: %s", describe_slices(training))
     log.info("validation slices: %s", describe_slices(validation))
 
@@ -169,20 +151,8 @@ def train(
         log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
     log.debug("record\n%s", json.dumps(record, indent=2))
     gan = build_gan(config, training, total_steps, machine.strategy)
-    for network in filter(None, (gan.generator, gan.discriminator, gan.critic)):
-        network.summary(print_fn=log.debug, line_length=100)
-        log.info("%s: %s weights", network.name, f"{network.count_params():,}")
     monitor = Monitor(config, validation, training.mean, folder)
-    if checkpoint:
-        gan.load_state(checkpoint.arrays, checkpoint.meta["step"])
-        checkpoint.arrays.clear()
-        monitor.best |= checkpoint.meta["best"]
-        log.info("resumed at step %d from %s", gan.step, checkpoint.path)
-        if arguments.init_from:
-            log.warning("--init-from %s is ignored: the run has weights of its own", arguments.init_from)
-    elif arguments.init_from:
-        gan.load_weights(arguments.init_from)
-        log.info("weights from %s", arguments.init_from)
+    set_weights(gan, monitor, checkpoint, arguments.init_from)
     folder.write_config(config)
     folder.write_record(record)
     if not checkpoint:
@@ -216,11 +186,7 @@ def train(
             if due.checkpoint:
                 timing = pace(config, watch, step - first_step) | {"wait_share": batches.waited / watch.total}
                 with watch.measure("monitor"):
-                    evaluation = monitor.checkpoint(step, step / epoch_steps, gan.mean_losses(), gan.sample, timing)
-                    gan.reset_losses()
-                    for name in evaluation.improved:
-                        save_weights(gan, folder, f"_{name}", evaluation.scores)
-                log.info(score_line(step, evaluation))
+                    evaluate(gan, monitor, folder, step / epoch_steps, timing)
             if due.weights:
                 # Epochs count from 0 in the names, as they did in the old suite.
                 save_weights(gan, folder, f"{step // epoch_steps - 1:04d}")
@@ -232,10 +198,63 @@ def train(
             if stopping and not due.end:
                 raise Stopped(f"stopped by {stopping} after step {step}, everything is saved; go on with: {again()}")
 
+    if profile:
+        profile.close(gan.step)
+
     # 4. Say where the time went and what to do next.
     shares = watch.shares() | {"waiting for data": batches.waited / watch.total}
     log.info("time: %s in all; of it %s", duration(watch.total), ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     log.info("DONE; score the result with: python analyze_output.py %s %s", config.tag, arguments.run)
+
+
+def begin_records(config: Config, folder: RunFolder, total_steps: int) -> Checkpoint | None:
+    """Make the run's folder ready to go on from its newest state, and begin the log. Gives that state, if any."""
+    changes = folder.check(config, resume=True)
+    checkpoint, damaged = newest_checkpoint(folder.checkpoints)
+    if checkpoint and checkpoint.meta["step"] > total_steps:
+        raise UserError(
+            f"{folder.path} is at step {checkpoint.meta['step']} already, {config.Nepochs} epochs end at step "
+            f"{total_steps}: ask for more Nepochs"
+        )
+    folder.create()
+    lost_weights = folder.cut_back(checkpoint)
+    start_log(folder.log)
+    log.info("run %s", folder.path)
+    log.debug("configuration\n%s", config.to_yaml())
+    for path, complaint in damaged.items():
+        path.rename(path.with_name(f"{path.name}.damaged"))
+        log.warning("%s; the one before is used", complaint)
+    for name in lost_weights:
+        log.warning("%s, which was among the best, is lost; it comes back when a better one is found", name)
+    for key, (old, new) in changes.items():
+        log.warning("%s was %s, is %s from here on", key, old, new)
+    return checkpoint
+
+
+def set_weights(gan, monitor, checkpoint: Checkpoint | None, init_from: str | None) -> None:
+    """Go on from a state, or begin with another run's weights, or with those that the networks were made with."""
+    for network in filter(None, (gan.generator, gan.discriminator, gan.critic)):
+        network.summary(print_fn=log.debug, line_length=100)
+        log.info("%s: %s weights", network.name, f"{network.count_params():,}")
+    if checkpoint:
+        gan.load_state(checkpoint.arrays, checkpoint.meta["step"])
+        checkpoint.arrays.clear()
+        monitor.best |= checkpoint.meta["best"]
+        log.info("resumed at step %d from %s", gan.step, checkpoint.path)
+        if init_from:
+            log.warning("--init-from %s is ignored: the run has weights of its own", init_from)
+    elif init_from:
+        gan.load_weights(init_from)
+        log.info("weights from %s", init_from)
+
+
+def evaluate(gan, monitor, folder: RunFolder, epoch: float, timing: dict) -> None:
+    """Make a TensorBoard checkpoint, and keep the weights where they are the best so far."""
+    evaluation = monitor.checkpoint(gan.step, epoch, gan.mean_losses(), gan.sample, timing)
+    gan.reset_losses()
+    for name in evaluation.improved:
+        save_weights(gan, folder, f"_{name}", evaluation.scores)
+    log.info(score_line(gan.step, evaluation))
 
 
 def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: StopRequest) -> None:
@@ -253,6 +272,8 @@ def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: Stop
             gan.train_on_densities(densities)
             due = what_is_due(config, gan.step, first_step, epoch_steps, total_steps)
             stopping = asked_to_stop(gan, crew, stop, due)
+            if due.checkpoint or due.weights:
+                gan.match_histogram()
             if any(due) or stopping:
                 check_finite(gan, "the first worker's run folder")
             if stopping and not due.end:
@@ -333,10 +354,9 @@ def check_slices(config: Config, training: SliceSet, validation: SliceSet) -> No
             f"{training.path} has {len(training)} slices, fewer than one batch (batchsize {config.batchsize}); "
             f"make more slices or lower batchsize"
         )
-    if config.dequantise and training.dtype.kind == "f":
-        raise UserError(
-            f"dequantise = true needs integer pixels, {training.path} has {training.dtype}; set it to false"
-        )
+    for key in ("dequantise", "count_noise"):
+        if getattr(config, key) and training.dtype.kind == "f":
+            raise UserError(f"{key} = true needs integer pixels, {training.path} has {training.dtype}; set it to false")
     if config.random_crops:
         PeriodicCrops(training)
     if training.pixel_size != validation.pixel_size:

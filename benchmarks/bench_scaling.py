@@ -10,6 +10,7 @@ and of waiting for each other. Beside it the bytes that are averaged in a step, 
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -33,7 +34,7 @@ def bytes_per_step(gan, config: Config) -> int:
         sum(int(np.prod(weight.shape)) for weight in weights)
         for weights in (
             gan.generator.trainable_variables,
-            gan.discriminator.trainable_variables,
+            gan.judging_variables,
             gan.generator.non_trainable_variables + gan.discriminator.non_trainable_variables,
         )
     ]
@@ -43,15 +44,18 @@ def bytes_per_step(gan, config: Config) -> int:
 
 def work(arguments) -> None:
     """Be one process: train on noise, print images/s and the bytes of a step."""
-    from networks.device import start_tensorflow
+    from networks.device import avoid_failing_fusion, start_tensorflow
 
     machine = start_tensorflow("auto", arguments.devices, find_cluster())
     from networks.gan import GAN
+    from networks.precision import choose_precision
 
     local = arguments.batch * (arguments.devices or 1)
     config = load_config(
         "config.yaml", arguments.tag, [f"batchsize={arguments.batch * machine.description['replicas']}"]
     )
+    config = dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
+    avoid_failing_fusion(config.discriminator_norm)
     gan = GAN(config, total_steps=1000, training_set=made_up_training_set(config), strategy=machine.strategy)
     densities = np.random.default_rng(1).poisson(1.0, (local, config.img_dim, config.img_dim)).astype(np.int16)
     for step in range(-2, arguments.steps):

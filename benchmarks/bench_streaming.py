@@ -9,6 +9,7 @@ fsync) immediately before; what a host keeps for a virtual machine is out of rea
 bare positional reads of one slice each, at the same places. Needs twice 33 kB per slice on the disk.
 """
 
+import argparse
 import itertools
 import json
 import math
@@ -195,10 +196,12 @@ def main():
     parser = ArgumentParser(description="Measure training on more slices than fit in memory.")
     parser.add_argument("--slices", type=int, default=200_000, help="training slices, at least")
     parser.add_argument("--steps", type=int, default=20, help="training steps of each kind")
-    parser.add_argument("--folder", type=Path, default=None, help="where to put the data (default: temporary files)")
+    parser.add_argument(
+        "--folder", type=Path, default=argparse.SUPPRESS, help="where to put the data; default: temporary files"
+    )
     arguments = parser.parse_args()
     number = int(arguments.slices / (3 * GRID) / (1 - HELD_BACK)) + 2
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+    with tempfile.TemporaryDirectory(dir=getattr(arguments, "folder", None)) as temporary:
         folder = Path(temporary)
         (folder / "data").mkdir()
         make_universes(folder / "universes", number)

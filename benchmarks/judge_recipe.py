@@ -8,6 +8,7 @@ morphology (three functionals, four densities) are listed one by one, since an a
 more lines have no target: how far structures are drawn out into filaments, and what bright haloes look like.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -141,15 +142,19 @@ def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tag", help="tag of the runs")
     parser.add_argument("runs", nargs="+", help="numbers of the runs, one per seed")
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="slices to judge by (default: test)")
-    parser.add_argument("--real", metavar="NAME", help="slice files to judge by (default: those of the run)")
-    parser.add_argument("--weights", default="last", help="best, best_pspect, last or an epoch (default: last)")
-    parser.add_argument("--num-samples", type=int, default=3072, help="slices to generate (default: 3072)")
+    parser.add_argument("--split", choices=("val", "test"), default="test", help="slices to judge by")
+    parser.add_argument(
+        "--real", metavar="NAME", default=argparse.SUPPRESS, help="slice files to judge by; default: those of the run"
+    )
+    parser.add_argument("--weights", default="last", help="best, best_pspect, last or an epoch")
+    parser.add_argument("--num-samples", type=int, default=3072, help="slices to generate")
     arguments = parser.parse_args()
+    if arguments.num_samples < 1:
+        raise UserError(f"--num-samples {arguments.num_samples}: at least 1 slice has to be generated")
     folders = [Path("expts") / arguments.tag / f"run{number}" for number in arguments.runs]
     config = load_run_config(folders[0])
     start_tensorflow()
-    name = arguments.real or config.dataname
+    name = getattr(arguments, "real", config.dataname)
     held_back, known = (open_slices(name, split, config.img_dim) for split in (arguments.split, "train"))
     with held_back as slices, known as training:
         real = read_real(slices, training, config.datascale, len(slices))
@@ -168,6 +173,8 @@ def main():
         median = float(np.median(np.abs(values)))
         cells = "".join(f"{value:9.4f}" for value in values)
         print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{median:9.4f}{' ' if median <= target else '!'} {cells}")
+    if config.match_histogram:
+        print("chi_1, bright fraction and area are fitted to the training set, by match_histogram")
     for name, value in shapes(means(real.summary, real.summary.counts.shape[1]), real.images).items():
         cells = "".join(f"{row[name]:9.4f}" for row in rows)
         print(f"{name:18}{'':9}{'':9}{np.median([row[name] for row in rows]):9.4f}  {cells}  (real: {value:.4f})")

@@ -43,8 +43,8 @@ from utils.transforms import transform
 
 # Independent streams of random numbers of one step.
 _NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
-# Generated pixels that the map of densities is fitted to: 1024 slices of 64 x 64.
-_MATCHING_PIXELS = 2**22
+# Generated slices that the map of densities is fitted to.
+_MATCHING_SLICES = 1024
 
 
 class GAN:
@@ -70,7 +70,9 @@ class GAN:
     average_generator : Generator or None
         The moving average of the generator's weights, with `ema_decay` above 0.
     critic : keras.Model or None
-        The second discriminator, of spectra, with `critic_weight` above 0. The discriminator's optimiser trains both.
+        The second discriminator, of spectra, with `critic_weight` above 0.
+    judging_variables : list of keras.Variable
+        Trainable weights of both, which the discriminator's optimiser trains together.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class GAN:
         }
         self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
         if config.match_histogram:
-            self._fractions = training_set.fractions
+            self._real_tail = training_set.tail
         if config.density_cap > 0:
             self._highest_density = config.density_cap * training_set.brightest
         with self.strategy.scope():
@@ -121,11 +123,11 @@ class GAN:
         self.discriminator = build_discriminator(config)
         self.average_generator = build_generator(config) if config.ema_decay > 0 else None
         self.critic = build_spectral_critic(config) if config.critic_weight > 0 else None
-        self._judging_variables = self.discriminator.trainable_variables
+        self.judging_variables = self.discriminator.trainable_variables
         if self.critic is not None:
-            self._judging_variables = self._judging_variables + self.critic.trainable_variables
+            self.judging_variables = self.judging_variables + self.critic.trainable_variables
         self.generator_optimizer = build_optimizer(config.learn_rate[0], config, self.generator.trainable_variables)
-        self.discriminator_optimizer = build_optimizer(config.learn_rate[1], config, self._judging_variables)
+        self.discriminator_optimizer = build_optimizer(config.learn_rate[1], config, self.judging_variables)
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
@@ -188,13 +190,12 @@ class GAN:
     def match_histogram(self) -> None:
         """Fit the map of densities of `sampling_generator` anew, with `match_histogram` on; otherwise do nothing.
 
-        Training goes on as if it were not there.
+        Training goes on as if it were not there. Of several workers all have to fit it, each finds the same.
         """
         if not self.config.match_histogram:
             return
-        number = max(1, _MATCHING_PIXELS // self.config.img_dim**2)
-        u = np.concatenate(list(draw_slices(self._unmatched_function, number, self.config.seed + self.step)))
-        table = fit_shifts(u, self._fractions, self.config)
+        batches = draw_slices(self._unmatched_function, _MATCHING_SLICES, self.config.seed + self.step)
+        table = fit_shifts(np.concatenate(list(batches)), self._real_tail, self.config.datascale)
         # In both, so that averaging leaves it as it is.
         for network in filter(None, (self.generator, self.average_generator)):
             network.get_layer("histogram_matching").shift(*table)
@@ -240,7 +241,8 @@ class GAN:
         return {f"{group}/{i:03d}": v for group, variables in groups.items() for i, v in enumerate(variables)}
 
     def load_weights(self, run_folder: str | Path) -> None:
-        """Begin with the last weights of another run: a new run of its own. Raises `UserError` if they do not fit."""
+        """Begin with the last weights of another run: a new run of its own, and with a new critic, which is kept in
+        states only. Raises `UserError` if they do not fit."""
         load_weights(self.generator, find_weights(run_folder, "last"), self.config)
         load_weights(self.discriminator, find_weights(run_folder, "last", network="d"), self.config)
         if self.average_generator is not None:
@@ -415,7 +417,7 @@ class GAN:
                 # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
                 total += self.config.r1_weight * self.config.r1_interval * penalty
             total = self.discriminator_optimizer.scale_loss(total)
-        self._apply(self.discriminator_optimizer, tape.gradient(total, self._judging_variables))
+        self._apply(self.discriminator_optimizer, tape.gradient(total, self.judging_variables))
         return losses, new_statistics
 
     def _discriminate(self, images, statistics) -> tuple[tf.Tensor, list]:

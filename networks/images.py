@@ -6,11 +6,11 @@ import tensorflow as tf
 
 from networks.dcgan import density_from_pre_activation, round_stochastically
 from networks.layers import RESCALE
+from networks.spectra import MAX_DENSITY_IN_LOSS
 from utils.config import Config
 from utils.transforms import invtransform, transform
 
-# Densities are clipped here in the losses [particles per voxel]: some 25 times the brightest known pixel.
-MAX_LOG_DENSITY_IN_LOSS = math.log(1e5)
+MAX_LOG_DENSITY_IN_LOSS = math.log(MAX_DENSITY_IN_LOSS)
 
 
 def images_from_s(s: tf.Tensor, config: Config) -> tf.Tensor:

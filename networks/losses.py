@@ -1,12 +1,13 @@
 """The terms of the two networks' losses, each a function of tensors, float32, averaged over the batch."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from networks.images import images_from_density, images_from_s
-from networks.matching import count_reached, fractions_reached, thresholds
+from networks.matching import Tail, measure_tail
 from networks.spectra import log_spectra, ring_power, ring_weights
 from utils.config import Config
 from utils.slices import SliceSet
@@ -111,7 +112,7 @@ class TrainingSet(NamedTuple):
     """What the networks and their losses have to know of the training slices; None is what they do not need."""
 
     brightest: float
-    """The brightest pixel [particles per voxel]."""
+    """The brightest pixel, or twice `datascale` where that is more [particles per voxel]."""
     power_s: np.ndarray | None = None
     """(N/2,), mean over slices of that of s, in the units of `networks.spectra.ring_power`."""
     power: np.ndarray | None = None
@@ -120,30 +121,41 @@ class TrainingSet(NamedTuple):
     """(N + 2,), mean over slices of their `networks.spectra.log_spectra`."""
     spectra_sigma: np.ndarray | None = None
     """(N + 2,), standard deviation of those."""
-    fractions: np.ndarray | None = None
-    """(k,), of pixels that reach each of the `networks.matching.thresholds`; zero where unknown."""
+    tail: Tail | None = None
+    """How many pixels are how bright."""
 
 
 def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
-    """Measure what a configuration needs: spectra and histogram on slices spread over the set, the rest is known."""
+    """Measure what a configuration needs: spectra, and bright pixels, on slices spread over the set."""
     # A bound has to lie above the density at which s is zero, whatever the training set is like.
-    brightest = max(training.maximum, 2.0 * config.datascale)
-    if config.spectral_weight == config.critic_weight == 0 and not config.match_histogram:
-        return TrainingSet(brightest)
-    rng = np.random.default_rng(config.seed)
+    measured = TrainingSet(max(training.maximum, 2.0 * config.datascale))
     rows = training.rows_spread(_TARGET_SLICES)
+    batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+    if config.match_histogram:
+        counted = measure_tail(map(training.read, batches), training.dtype.kind in "iu", config)
+        measured = measured._replace(tail=counted)
+    if config.spectral_weight > 0 or config.critic_weight > 0:
+        measured = measured._replace(**_measure_spectra(config, map(training.read, batches)))
+    return measured
+
+
+def _measure_spectra(config: Config, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
+    """The spectra of a `TrainingSet`, by name."""
+    rng = np.random.default_rng(config.seed)
     weights = tf.constant(ring_weights(config.img_dim))
-    bounds = thresholds(config)
-    powers, spectra, reached = [], [], 0
-    for start in range(0, len(rows), _BATCH):
-        density = training.read(rows[start : start + _BATCH]).astype(np.float32)
-        reached += count_reached(density, bounds)
+    powers, spectra = [], []
+    for counts in batches:
+        density = counts.astype(np.float32)
         if config.dequantise:
             density += rng.uniform(size=density.shape).astype(np.float32)
         fields = transform(density, config.datascale), density
         powers.append(np.stack([ring_power(field, weights) for field in fields], axis=1))
         spectra.append(log_spectra(*(tf.constant(field) for field in fields), weights))
-    mean_powers = np.concatenate(powers).mean(axis=0, dtype=np.float64)  # (n, 2, N/2) -> (2, N/2)
+    power_s, power = np.concatenate(powers).mean(axis=0, dtype=np.float64)  # (n, 2, N/2) -> (2, N/2)
     features = np.concatenate(spectra).astype(np.float64)
-    fractions = fractions_reached(reached, len(rows) * config.img_dim**2)
-    return TrainingSet(brightest, *mean_powers, features.mean(axis=0), features.std(axis=0), fractions)
+    return {
+        "power_s": power_s,
+        "power": power,
+        "spectra_mean": features.mean(axis=0),
+        "spectra_sigma": features.std(axis=0),
+    }

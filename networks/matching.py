@@ -6,6 +6,8 @@ are.
 """
 
 import math
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -14,7 +16,7 @@ import tensorflow as tf
 from utils.config import Config
 
 _THRESHOLDS = 21
-# A fraction known from fewer training pixels is left out.
+# A density that fewer pixels reach is left out.
 _MIN_PIXELS = 100
 
 
@@ -54,69 +56,69 @@ class HistogramMatching(keras.layers.Layer):
         return tf.reshape(u, tf.shape(inputs))  # (n * N * N,) -> (n, N, N, 1)
 
 
-def thresholds(config: Config) -> np.ndarray:
-    """Densities at which histograms are made equal: from half of `datascale` up, a factor of sqrt(2) apart.
+class Tail(NamedTuple):
+    """How often the pixels of a set reach some densities."""
+
+    bounds: np.ndarray
+    """(k,), float64, ascending [particles per voxel]: from where on a density is rounded to reach one."""
+    counts: np.ndarray
+    """(k,), int64: pixels that reach them."""
+    pixels: int
+    """Of so many."""
+
+
+def measure_tail(batches: Iterable[np.ndarray], whole: bool, config: Config) -> Tail:
+    """Count the bright pixels of training slices, from half of `datascale` up, in steps of sqrt(2) in density.
 
     Fainter pixels are few particles each, which the networks get right as it is.
 
-    Returns
-    -------
-    array, (k,), float64
-        Ascending; whole numbers where generated densities are rounded.
+    Parameters
+    ----------
+    batches : iterable of array, any shape
+        Densities [particles per voxel].
+    whole : bool
+        Whether they are counts.
+    config : Config
+        Says how generated densities are rounded to counts.
     """
-    densities = 0.5 * config.datascale * np.sqrt(2.0) ** np.arange(_THRESHOLDS)
-    if config.count_noise or config.dequantise:
-        return np.unique(np.maximum(np.rint(densities), 1.0))
-    return densities
+    bounds = 0.5 * config.datascale * np.sqrt(2.0) ** np.arange(_THRESHOLDS)
+    if whole:
+        bounds = np.unique(np.maximum(np.rint(bounds), 1.0))
+    numbers, pixels = np.zeros(len(bounds) + 1, np.int64), 0
+    for densities in batches:
+        # searchsorted gives each pixel the number of bounds that it reaches.
+        numbers += np.bincount(np.searchsorted(bounds, densities.ravel(), "right"), minlength=len(numbers))
+        pixels += densities.size
+    # Rounded to the nearest count, or stochastically, a density becomes t from t - 1/2 on, though the latter only on
+    # average over densities about there; rounded down, from t on.
+    shift = 0.5 if whole and not config.dequantise else 0.0
+    return Tail(bounds - shift, numbers[::-1].cumsum()[::-1][1:], pixels)
 
 
-def fit_shifts(u: np.ndarray, fractions: np.ndarray, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """The shifts after which generated pixels reach the thresholds as often as training pixels do.
+def fit_shifts(u: np.ndarray, tail: Tail, datascale: float) -> tuple[np.ndarray, np.ndarray]:
+    """The shifts after which generated pixels reach densities as often as training pixels do.
 
     Parameters
     ----------
     u : array, any shape
         Half the logarithm of generated densities over `datascale`, before the map.
-    fractions : array, (k,), float64
-        From `fractions_reached`, for the `thresholds` of the same configuration.
-    config : Config
+    tail : Tail
+        Of training slices.
+    datascale : float
+        a in s(x) [particles per voxel].
 
     Returns
     -------
     array, array, (22,) each, float64
-        Knots in u, ascending, and the shift at each: zero well below the first threshold; above the last one that
-        enough training pixels reach as there.
+        Knots in u, ascending, and the shift at each: zero well below the first bound; above the last one that enough
+        pixels of both sets reach as there.
     """
-    known = fractions > 0
-    # A density x is rounded stochastically to t or more, on average over densities about there, if it is above t - 1/2.
-    bounds = thresholds(config)[known] - (0.5 if config.count_noise else 0.0)
-    wanted = 0.5 * np.log(bounds / config.datascale)
+    fractions = tail.counts / tail.pixels
+    known = np.minimum(tail.counts, fractions * u.size) >= _MIN_PIXELS
+    wanted = 0.5 * np.log(tail.bounds[known] / datascale)
     found = np.quantile(u, 1.0 - fractions[known])
     # Below both by a factor of two in density, so that the map rises from there on whatever the two are.
     anchor = min([*found[:1], *wanted[:1], 0.0]) - 0.5 * math.log(2.0)
     knots, shifts = [anchor, *found], [0.0, *(wanted - found)]
     missing = _THRESHOLDS + 1 - len(knots)
     return np.pad(knots, (0, missing), "edge"), np.pad(shifts, (0, missing), "edge")
-
-
-def count_reached(densities: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-    """How many pixels reach each threshold.
-
-    Parameters
-    ----------
-    densities : array, any shape
-    bounds : array, (k,)
-        Ascending, from `thresholds`.
-
-    Returns
-    -------
-    array, (k,), int64
-    """
-    # searchsorted gives each pixel the number of thresholds that it reaches.
-    numbers = np.bincount(np.searchsorted(bounds, densities.ravel(), "right"), minlength=len(bounds) + 1)
-    return numbers[::-1].cumsum()[::-1][1:]
-
-
-def fractions_reached(counts: np.ndarray, pixels: int) -> np.ndarray:
-    """Fractions of so many pixels, (k,) float64, from the counts; zero where too few pixels are counted to know."""
-    return np.where(counts >= _MIN_PIXELS, counts / pixels, 0.0)

@@ -26,6 +26,7 @@ class StepProfile:
     def __init__(self, folder: str | Path, first_step: int):
         self._folder = Path(folder)
         self._begin, self._end = first_step + STEPS_BEFORE, first_step + STEPS_BEFORE + STEPS
+        self._running = False
 
     def after_step(self, step: int, losses: dict[str, tf.Tensor]) -> None:
         """Begin or end the trace where it is due; at its end the table goes to the log."""
@@ -35,11 +36,20 @@ class StepProfile:
         next(iter(losses.values())).numpy()
         if step == self._begin:
             tf.profiler.experimental.start(str(self._folder))
+            self._running = True
             return
+        self._running = False
         tf.profiler.experimental.stop()
         for line in time_table(self._folder):
             log.info("%s", line)
         log.info("trace for TensorBoard with tensorboard-plugin-profile: %s", self._folder)
+
+    def close(self, step: int) -> None:
+        """Say so if training has ended, after that step, before there was a profile."""
+        if self._running:
+            tf.profiler.experimental.stop()
+        if step < self._end:
+            log.warning("--profile needs %d steps, training has ended before: no profile", STEPS_BEFORE + STEPS)
 
 
 def time_table(folder: Path) -> list[str]:

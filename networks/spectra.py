@@ -4,10 +4,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from utils.statistics import ring_matrix
 from utils.transforms import invtransform
 
 # Variance of a white noise whose power is added before a logarithm is taken: fields may be constant.
 _FLOOR = 1e-6
+# Densities are clipped here in the losses [particles per voxel]: some 25 times the brightest known pixel.
+MAX_DENSITY_IN_LOSS = 1e5
 
 
 def ring_weights(side: int) -> np.ndarray:
@@ -24,12 +27,7 @@ def ring_weights(side: int) -> np.ndarray:
         Column n - 1 holds the weight of every cell of ``rfft2`` in ring n: cells whose distance from the zero
         frequency rounds to n. Cells that stand for their mirror image too count twice.
     """
-    rows = np.fft.fftfreq(side, 1 / side)[:, None]
-    columns = np.arange(side // 2 + 1)[None, :]
-    ring = np.rint(np.hypot(rows, columns)).astype(int).ravel()
-    mirrored = np.broadcast_to(np.where((columns == 0) | (columns == side // 2), 1.0, 2.0), (side, side // 2 + 1))
-    weights = (ring[:, None] == np.arange(1, side // 2 + 1)) * mirrored.reshape(-1, 1)
-    return (weights / weights.sum(axis=0)).astype(np.float32)
+    return ring_matrix(side).average.toarray().T.astype(np.float32)
 
 
 def ring_power(fields: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -105,7 +103,8 @@ class LogSpectra(keras.layers.Layer):
 
     def call(self, images):
         s = images[..., 0] / self.s_weight  # (n, N, N, channels) -> (n, N, N)
-        features = log_spectra(s, invtransform(s, self.datascale), tf.constant(self.ring_weights))
+        density = tf.minimum(invtransform(s, self.datascale), MAX_DENSITY_IN_LOSS)
+        features = log_spectra(s, density, tf.constant(self.ring_weights))
         return (features - self.mean.value) / self.sigma.value
 
     def compute_output_shape(self, input_shape):

@@ -89,7 +89,6 @@ def test_blocks_by_default_and_their_sum():
 def test_densities_become_whole_numbers():
     images = np.array([[[0.4, 0.6], [2.5, 3.5]], [[1e9, 0], [7.9, 100]]])
     np.testing.assert_array_equal(whole_numbers(images).ravel(), [0, 1, 2, 4, TOP_VALUE, 0, 8, 100])
-    np.testing.assert_array_equal(whole_numbers(images, rounding="floor").ravel(), [0, 0, 2, 3, TOP_VALUE, 0, 7, 100])
     np.testing.assert_array_equal(whole_numbers(images[:1], resolution=0.25).ravel(), [2, 2, 10, 14])
 
 
@@ -112,7 +111,6 @@ def test_summarise_refuses():
         ({"images": np.where(images > 3, np.nan, images)}, "NaN"),
         ({"images": images, "universe": np.arange(3)}, "universe"),
         ({"images": images, "block": np.zeros(4)}, "block"),
-        ({"images": images, "rounding": "up"}, "rounding"),
         ({"images": images, "resolution": 0.0}, "resolution"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -226,17 +224,6 @@ def test_clumps_are_not_filaments_whatever_else_they_share():
     found = scores(summary(generated), summary(real))
     assert found["ks"] == found["mean_density"] == 0
     assert found["filaments"] > 0.2
-
-
-def test_without_morphology_its_scores_are_unknown():
-    found = scores(summary(slices(4), morphology=False), summary(slices(4)))
-    assert {name for name, value in found.items() if np.isnan(value)} == {
-        "peaks",
-        "minkowski_area",
-        "minkowski_boundary",
-        "minkowski_euler",
-        "filaments",
-    }
 
 
 # --- noise floor ----------------------------------------------------------------------------------------------------

@@ -185,8 +185,10 @@ def load_run_config(run_folder: str | Path) -> Config:
         there = sorted(str(found.parent) for found in Path(run_folder).parent.parent.glob("*/run*/config.yaml"))
         runs = f"runs there: {', '.join(there)}" if there else "no runs there yet"
         raise UserError(f"no run in {run_folder}: its config.yaml is missing; {runs}; train with train.py TAG RUN")
-    (tag,) = read_tags(path)
-    return load_config(path, tag)
+    tags = list(read_tags(path))
+    if len(tags) != 1:
+        raise UserError(f"{path}: a run has one tag, this file has {len(tags)}: {', '.join(map(str, tags))}")
+    return load_config(path, tags[0])
 
 
 def find_weights(run_folder: str | Path, weights: str | Path, network: str = "g") -> Path:
@@ -225,6 +227,7 @@ _ARCHITECTURE = (
     "nlayers",
     "convkern",
     "convstride",
+    "datascale",
     "nconvfilters",
     "ndeconvfilters",
     "multichannel",
@@ -266,8 +269,9 @@ def check_weights(path: str | Path, config: Config) -> dict:
     if "architecture" not in stamp:
         return {}
     values, saved = config.as_dict(), json.loads(stamp["architecture"])
-    # Weights from before a key was there are of its default.
-    saved = {key: list(value) if isinstance(value, tuple) else value for key, value in DEFAULTS.items()} | saved
+    # Weights from before a key was there are of its default, or where it has none not known to differ.
+    defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in DEFAULTS.items()}
+    saved = values | defaults | saved
     differ = [f"{key} is {values[key]}, was {saved[key]}" for key in _ARCHITECTURE if values[key] != saved[key]]
     if differ:
         raise UserError(f"weights {path} do not fit the configuration of tag '{config.tag}': {'; '.join(differ)}")

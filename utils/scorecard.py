@@ -88,14 +88,14 @@ def table(card: dict) -> str:
         lines.append(f"{name:20}{cells[0]:>14}{cells[1]:>14}{cells[2]:>10}{cells[3] if score['p'] else '-':>9}")
     lines.append(f"ratio 1: as far from the real slices as other real universes are; {card['noise_floor']['basis']}")
     lines.append(merit_line(card))
-    lines.extend(alarm_lines(card))
+    lines.extend(alarm_lines(card) + fitted_lines(card))
     return "\n".join(lines)
 
 
 def markdown(card: dict, title: str) -> str:
     """The scorecard as a page of Markdown."""
     lines = [f"# {title}", "", merit_line(card), ""]
-    lines += [f"- {line}" for line in alarm_lines(card)] + [""]
+    lines += [f"- {line}" for line in alarm_lines(card) + fitted_lines(card)] + [""]
     lines += ["| score | value | unit | noise floor (68 %) | ratio | p |", "| --- | --- | --- | --- | --- | --- |"]
     for name, score in card["scores"].items():
         low, high = score[f"noise_floor_{LOW}_{HIGH}"]
@@ -158,6 +158,14 @@ def alarm_lines(card: dict) -> list[str]:
             warning = f" - ALARM: {what}" if alarms[key] > 0 else ""
             lines.append(f"{what}: {alarms[key]:.2%} of the slices suspiciously near to {than}{warning}")
     return lines
+
+
+def fitted_lines(card: dict) -> list[str]:
+    """Which scores say little of the networks, in a sentence, where any do."""
+    if not card.get("provenance", {}).get("match_histogram"):
+        return []
+    names = ", ".join((*FAMILIES["pixels"], "minkowski_area"))
+    return [f"fitted to the training set by match_histogram, no test of the networks: {names}"]
 
 
 def _entry(name: str, value: float, floor: NoiseFloor, slices, p: float) -> dict:

@@ -92,7 +92,7 @@ def power_spectrum(images, pixel_size=1.0, mean=None, window=None) -> PowerSpect
 
     scale = (pixel_size / (pixels * mean)) ** 2
     power = scale * ring_power(images, offset=mean, window=window)
-    return PowerSpectrum(wave_numbers(pixels, pixel_size), power, _rings(pixels).modes)
+    return PowerSpectrum(wave_numbers(pixels, pixel_size), power, ring_matrix(pixels).modes)
 
 
 def ring_power(fields, offset=0.0, window=None) -> np.ndarray:
@@ -120,7 +120,7 @@ def ring_power(fields, offset=0.0, window=None) -> np.ndarray:
     fields = checked(fields, even=True)
     pixels = fields.shape[-1]
     weights = _window(window, pixels)
-    rings = _rings(pixels)
+    rings = ring_matrix(pixels)
 
     def powers(batch):
         batch = np.subtract(batch, offset, dtype=np.float64)
@@ -276,13 +276,13 @@ def minkowski_functionals(images, thresholds) -> np.ndarray:
     return np.stack([area, np.pi / 4.0 * boundary, euler]) / images.size
 
 
-class _Rings(NamedTuple):
+class Rings(NamedTuple):
     average: scipy.sparse.csr_array  # (N/2, N·(N/2 + 1)): the mean over each ring, from the half plane of rfft2
     modes: np.ndarray  # (N/2,) int64, cells in each ring of the full plane
 
 
 @functools.lru_cache(maxsize=4)
-def _rings(pixels: int) -> _Rings:
+def ring_matrix(pixels: int) -> Rings:
     """The ring of every cell of the half plane that `rfft2` gives, as a sparse averaging matrix."""
     rows = np.rint(np.fft.fftfreq(pixels, 1.0 / pixels))  # signed integer frequencies, zero first
     columns = np.arange(pixels // 2 + 1)
@@ -297,7 +297,7 @@ def _rings(pixels: int) -> _Rings:
     np.add.at(modes, ring, multiplicity)
     modes.flags.writeable = False  # shared through the cache
     shape = (pixels // 2, pixels * len(columns))
-    return _Rings(scipy.sparse.csr_array((multiplicity / modes[ring], (ring, cells)), shape=shape), modes)
+    return Rings(scipy.sparse.csr_array((multiplicity / modes[ring], (ring, cells)), shape=shape), modes)
 
 
 def _window(window, pixels: int) -> np.ndarray | None:

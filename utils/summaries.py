@@ -171,8 +171,6 @@ def summarise(
     universe=None,
     block=None,
     resolution=1.0,
-    rounding="nearest",
-    morphology=True,
     bispectrum=True,
 ) -> Summary:
     """Summarise a set of slices.
@@ -198,18 +196,13 @@ def summarise(
         Give it yourself where one universe comes in several batches.
     resolution : float
         1 for particle counts; smaller, such as 1/64, only where the real densities are no integers.
-    rounding : "nearest" or "floor"
-        "floor" for a generator trained on dequantised densities.
-    morphology : bool
-        False leaves out peaks, Minkowski functionals and orientation; their scores are NaN.
     bispectrum : bool
         False leaves out the bispectrum, which costs as much as all the rest; its score is NaN.
 
     Raises
     ------
     ValueError
-        As for `utils.statistics.power_spectrum`; also negative densities, labels of the wrong length or an unknown
-        rounding.
+        As for `utils.statistics.power_spectrum`; also negative densities or labels of the wrong length.
     """
     images = np.asarray(images)
     power = power_spectrum(images, pixel_size, mean).power  # checks the images too
@@ -218,10 +211,7 @@ def summarise(
     settings = Settings(images.shape[-1], float(a), float(pixel_size), float(mean), float(resolution))
 
     labels, row = np.unique(np.stack([universe, block]), axis=1, return_inverse=True)
-    rows = [
-        _sums(images[row == index], power[row == index], settings, rounding, morphology, bispectrum)
-        for index in range(labels.shape[1])
-    ]
+    rows = [_sums(images[row == index], power[row == index], settings, bispectrum) for index in range(labels.shape[1])]
     length = max(len(sums["counts"]) for sums in rows)
     for sums in rows:
         sums["counts"] = pad_counts(sums["counts"], length)
@@ -245,39 +235,31 @@ def natural_resolution(images) -> float:
     return 1.0 if images.dtype.kind in "iu" or np.array_equal(images, np.rint(images)) else 1.0 / 8.0
 
 
-def whole_numbers(images, resolution=1.0, rounding="nearest") -> np.ndarray:
-    """Densities as whole multiples of `resolution`, int32; more than TOP_VALUE become TOP_VALUE.
+def whole_numbers(images, resolution=1.0) -> np.ndarray:
+    """Densities rounded to whole multiples of `resolution`, int32; more than TOP_VALUE become TOP_VALUE.
 
     Raises
     ------
     ValueError
-        Negative densities, a resolution that is not positive, or an unknown rounding.
+        Negative densities, or a resolution that is not positive.
     """
-    if rounding not in ("nearest", "floor"):
-        raise ValueError(f'rounding must be "nearest" or "floor", not "{rounding}"')
     if not 0.0 < resolution < np.inf:
         raise ValueError(f"the resolution must be positive and finite, not {resolution}")
     images = np.asarray(images)
     if images.min() < 0:
         raise ValueError(f"densities must not be negative, but the smallest is {images.min()}")
     if images.dtype.kind == "f" or resolution != 1.0:
-        images = (np.rint if rounding == "nearest" else np.floor)(images / resolution)
+        images = np.rint(images / resolution)
     return np.minimum(images, TOP_VALUE).astype(np.int32)
 
 
-def _sums(images, power, settings: Settings, rounding, morphology, bispectrum) -> dict[str, np.ndarray]:
+def _sums(images, power, settings: Settings, bispectrum) -> dict[str, np.ndarray]:
     """The sums over the slices of one row, by name."""
-    numbers = whole_numbers(images, settings.resolution, rounding)
+    numbers = whole_numbers(images, settings.resolution)
     scale_s = (settings.pixel_size / settings.pixels) ** 2
     triangles = np.full((len(images), (settings.pixels - 1) // 3), np.nan)
     if bispectrum:
         triangles = equilateral_bispectrum(images, settings.pixel_size, settings.mean).bispectrum
-    peaks, minkowski = np.full(len(PEAK_EDGES) - 1, np.nan), np.full((3, len(MINKOWSKI_THRESHOLDS)), np.nan)
-    orientation = np.full((1, 2), np.nan)
-    if morphology:
-        peaks = peak_counts(numbers, PEAK_EDGES / settings.resolution)
-        minkowski = minkowski_functionals(numbers, MINKOWSKI_THRESHOLDS / settings.resolution)
-        orientation = orientation_coherence(transform(numbers * settings.resolution, settings.a))
     return {
         "slices": np.int64(len(images)),
         "mass": images.mean(axis=(1, 2), dtype=np.float64).sum(),
@@ -286,9 +268,9 @@ def _sums(images, power, settings: Settings, rounding, morphology, bispectrum) -
         "power_squares": (power**2).sum(axis=0),
         "power_s": scale_s * ring_power(transform(images, settings.a)).sum(axis=0),
         "bispectrum": triangles.sum(axis=0),
-        "peaks": peaks * len(images),
-        "minkowski": minkowski * len(images),
-        "orientation": orientation.sum(axis=0),
+        "peaks": peak_counts(numbers, PEAK_EDGES / settings.resolution) * len(images),
+        "minkowski": minkowski_functionals(numbers, MINKOWSKI_THRESHOLDS / settings.resolution) * len(images),
+        "orientation": orientation_coherence(transform(numbers * settings.resolution, settings.a)).sum(axis=0),
     }
 
 
