@@ -204,7 +204,13 @@ def test_init_from_begins_a_new_run_with_old_weights(place, copied):
     assert_refused(
         run_script("train.py", "tiny", 2, "--init-from", "nowhere", cwd=place), "nowhere", "g_cosmo_last.weights.h5"
     )
-    for key, value in (("ndeconvfilters", "[5, 1]"), ("channel_weights", "[1, 1, 2]"), ("density_cap", "2")):
+    for key, value in (
+        ("ndeconvfilters", "[5, 1]"),
+        ("channel_weights", "[1, 1, 2]"),
+        ("density_cap", "2"),
+        ("datascale", "5"),
+        ("match_histogram", "True"),
+    ):
         other = ("--set", f"{key}={value}")
         assert_refused(run_script("train.py", "tiny", 2, "--init-from", copied, *other, cwd=place), "do not fit", key)
     assert not copied.with_name("run2").exists()

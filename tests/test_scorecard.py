@@ -190,6 +190,14 @@ def test_card_is_complete_and_readable(real, other, train):
     assert all(len(line) < 160 for line in text.splitlines())
 
 
+def test_card_says_what_was_fitted(real, other, train):
+    card = card_of(other[0], real, train)
+    for matched in (False, True):
+        card["provenance"] = {"match_histogram": matched}
+        assert ("fitted to the training set" in table(card)) == matched
+        assert ("fitted to the training set" in markdown(card, "run")) == matched
+
+
 def test_card_without_likeness_or_floor():
     images = slices([0])[0][:2]
     summary = summarise(images, A)

@@ -12,7 +12,7 @@ from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_con
 from tests.run_files import events, metrics
 from utils.cli import UserError
 from utils.config import Config
-from utils.runs import RunFolder
+from utils.runs import RunFolder, load_run_config
 
 SCALARS = {"d_loss", "d_real_loss", "d_fake_loss", "g_loss", "chisq", "chisq_pspect"}
 IMAGES = {"genimg", "pixhist", "pspect"}
@@ -174,11 +174,12 @@ def test_damaged_slices_are_refused(workplace, sliced):
     assert not (workplace / "expts").exists()
 
 
-def test_float_slices_cannot_be_dequantised(workplace):
+@pytest.mark.parametrize("key", ["dequantise", "count_noise"])
+def test_float_slices_are_no_counts(workplace, key):
     for split in ("train", "val"):
         np.save(workplace / f"old_{split}.npy", np.ones((10, 8, 8, 1), np.float32))
-    write_config(workplace, dataname=str(workplace / "old"), dequantise=True)
-    assert_refused(train(workplace, 0), "dequantise", "integer")
+    write_config(workplace, dataname=str(workplace / "old"), **{key: True})
+    assert_refused(train(workplace, 0), key, "integer")
 
 
 def test_expts_that_cannot_be_written(workplace):
@@ -210,3 +211,18 @@ def test_profile_says_where_a_step_goes(workplace):
     assert any("Conv2D" in row[0] for row in rows)
     assert sum(float(row[-1].rstrip("%")) for row in rows) == pytest.approx(100.0, abs=1.0)
     assert list((workplace / "expts" / "tiny" / "run0" / "profile").rglob("*.xplane.pb"))
+
+
+def test_profile_of_a_training_too_short_says_so(workplace):
+    write_config(workplace, Nepochs=3)
+    process = run_script("train.py", "tiny", 0, "--profile", cwd=workplace)
+    assert process.returncode == 0, process.stderr
+    assert "--profile needs 30 steps" in process.stderr + process.stdout
+
+
+def test_a_runs_configuration_has_one_tag(tmp_path):
+    write_config(tmp_path)
+    with (tmp_path / "config.yaml").open("a") as file:
+        file.write("another: {}\n")
+    with pytest.raises(UserError, match=r"one tag.*tiny, another"):
+        load_run_config(tmp_path)
