@@ -43,8 +43,8 @@ from utils.transforms import transform
 
 # Independent streams of random numbers of one step.
 _NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
-# Generated slices that the map of densities is fitted to.
-_MATCHING_SLICES = 1024
+# Generated slices that the map of densities is fitted to: as many as training slices are looked at.
+_MATCHING_SLICES = 2048
 
 
 class GAN:

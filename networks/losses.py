@@ -13,8 +13,9 @@ from utils.config import Config
 from utils.slices import SliceSet
 from utils.transforms import invtransform, transform
 
-# Slices that all this is measured on: mean spectra are then known to a per cent or two.
-_TARGET_SLICES = 2048
+# Slices that spectra are measured on: their means are then known to a per cent or two; and slices on which bright
+# pixels are counted, of which there are few.
+_SPECTRA_SLICES, _TAIL_SLICES = 2048, 8192
 # Slices read at a time.
 _BATCH = 256
 
@@ -129,14 +130,18 @@ def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
     """Measure what a configuration needs: spectra, and bright pixels, on slices spread over the set."""
     # A bound has to lie above the density at which s is zero, whatever the training set is like.
     measured = TrainingSet(max(training.maximum, 2.0 * config.datascale))
-    rows = training.rows_spread(_TARGET_SLICES)
-    batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
     if config.match_histogram:
-        counted = measure_tail(map(training.read, batches), training.dtype.kind in "iu", config)
-        measured = measured._replace(tail=counted)
+        batches = _batches(training, _TAIL_SLICES)
+        measured = measured._replace(tail=measure_tail(batches, training.dtype.kind in "iu", config))
     if config.spectral_weight > 0 or config.critic_weight > 0:
-        measured = measured._replace(**_measure_spectra(config, map(training.read, batches)))
+        measured = measured._replace(**_measure_spectra(config, _batches(training, _SPECTRA_SLICES)))
     return measured
+
+
+def _batches(training: SliceSet, number: int) -> Iterable[np.ndarray]:
+    """So many slices, or all there are, spread over the set."""
+    rows = training.rows_spread(number)
+    return (training.read(rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH))
 
 
 def _measure_spectra(config: Config, batches: Iterable[np.ndarray]) -> dict[str, np.ndarray]:

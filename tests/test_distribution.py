@@ -41,7 +41,7 @@ from networks.losses import TrainingSet
 from networks.matching import Tail
 
 powers, spectra = (np.full(4, 30.0), np.full(4, 300.0)), (np.ones(10), np.full(10, 3.0))
-training_set = TrainingSet(4.0, *powers, *spectra, tail=Tail(np.arange(1, 22), 10**6 // 2 ** np.arange(1, 22), 10**6))
+training_set = TrainingSet(4.0, *powers, *spectra, tail=Tail(np.arange(1, 19), 10**6 // 2 ** np.arange(1, 19), 10**6))
 gan = GAN(Config(**config), total_steps=50, training_set=training_set, strategy=machine.strategy)
 rng = np.random.default_rng(1)
 losses = []
