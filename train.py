@@ -178,8 +178,8 @@ def train(
             if any(due) or stopping:
                 check_finite(gan, folder.checkpoints)
 
-            if due.checkpoint or due.weights:
-                with watch.measure("monitor"):
+            if due.match:
+                with watch.measure("matching"):
                     gan.match_histogram()
             if due.log:
                 log.info(progress_line(step, total_steps, epoch_steps, losses, pace(config, watch, step - first_step)))
@@ -272,7 +272,7 @@ def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: Stop
             gan.train_on_densities(densities)
             due = what_is_due(config, gan.step, first_step, epoch_steps, total_steps)
             stopping = asked_to_stop(gan, crew, stop, due)
-            if due.checkpoint or due.weights:
+            if due.match:
                 gan.match_histogram()
             if any(due) or stopping:
                 check_finite(gan, "the first worker's run folder")
@@ -286,6 +286,7 @@ class Due(NamedTuple):
     log: bool
     checkpoint: bool
     weights: bool
+    match: bool
     save: bool
     end: bool
 
@@ -293,10 +294,14 @@ class Due(NamedTuple):
 def what_is_due(config: Config, step: int, first_step: int, epoch_steps: int, total_steps: int) -> Due:
     """All that happens every so many steps; the same for all workers."""
     end = step == total_steps
+    checkpoint = step == 1 or step % config.checkpt_batch == 0 or end
+    weights = step % (EPOCHS_BETWEEN_WEIGHTS * epoch_steps) == 0
     return Due(
         log=step == first_step + 1 or step % config.print_batch == 0,
-        checkpoint=step == 1 or step % config.checkpt_batch == 0 or end,
-        weights=step % (EPOCHS_BETWEEN_WEIGHTS * epoch_steps) == 0,
+        checkpoint=checkpoint,
+        weights=weights,
+        # Before weights are scored or kept.
+        match=config.match_histogram and (checkpoint or weights),
         save=step % config.save_steps == 0 or end,
         end=end,
     )
