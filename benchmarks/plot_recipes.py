@@ -31,7 +31,7 @@ def read_curve(folder: Path) -> dict[str, np.ndarray]:
     path = folder / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the folders of runs, such as expts/demo/run0")
-    if len(list((folder / "logs").iterdir())) > 1:
+    if len(list((folder / "logs").glob("*"))) > 1:
         raise UserError(f"{folder}: the run was interrupted, and its time is not known; give one that was not")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()][1:]
     seconds = np.array([line["timing"]["seconds"] for line in lines])
