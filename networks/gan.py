@@ -43,7 +43,7 @@ from utils.transforms import transform
 
 # Independent streams of random numbers of one step.
 _NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
-# Generated slices that the map of densities is fitted to: as many as training slices are looked at.
+# Generated slices that the map of densities is fitted to; their mean density is known to a per cent then.
 _MATCHING_SLICES = 2048
 
 
