@@ -9,7 +9,7 @@ import scipy.ndimage
 from tests.log_normal import slices
 from utils.likeness import compare_slices
 from utils.noise import noise_floor, p_values
-from utils.scorecard import alarm_lines, markdown, ranking, scorecard, table
+from utils.scorecard import alarm_lines, filament_lines, markdown, ranking, scorecard, table
 from utils.scores import DEFINITIONS, FAMILIES, figure_of_merit
 from utils.similarity import coarse
 from utils.summaries import summarise
@@ -107,6 +107,20 @@ def test_alarms_are_sounded(real, other, train):
     assert collapsed["alarms"]["mode_collapse"]
     assert any("ALARM: mode collapse" in line for line in alarm_lines(collapsed))
     assert "ALARM" in table(collapsed)
+
+
+def test_which_way_filaments_differ_is_said(real, other, train):
+    """Noise has no direction; stripes have nothing else."""
+    clumps = card_of(np.random.default_rng(0).poisson(3.0, other[0].shape), real, train)
+    stripes = card_of(np.repeat(other[0][:, :1], other[0].shape[1], axis=1), real, train)
+    coherence = {name: card["minkowski"]["generated"]["coherence"] for name, card in (("c", clumps), ("s", stripes))}
+    assert coherence["c"] < clumps["minkowski"]["real"]["coherence"] < coherence["s"] == pytest.approx(1.0)
+    assert filament_lines(clumps)[0].endswith("more like clumps")
+    assert filament_lines(stripes)[0].endswith("more drawn out")
+    assert filament_lines(stripes)[0] in table(stripes)
+    assert filament_lines(stripes)[0] in markdown(stripes, "stripes")
+    empty = card_of(np.full_like(other[0], 3), real, train)
+    assert filament_lines(empty) == []
 
 
 # --- p-values -------------------------------------------------------------------------------------------------------

@@ -88,14 +88,14 @@ def table(card: dict) -> str:
         lines.append(f"{name:20}{cells[0]:>14}{cells[1]:>14}{cells[2]:>10}{cells[3] if score['p'] else '-':>9}")
     lines.append(f"ratio 1: as far from the real slices as other real universes are; {card['noise_floor']['basis']}")
     lines.append(merit_line(card))
-    lines.extend(alarm_lines(card) + fitted_lines(card))
+    lines.extend([*alarm_lines(card), *filament_lines(card), *fitted_lines(card)])
     return "\n".join(lines)
 
 
 def markdown(card: dict, title: str) -> str:
     """The scorecard as a page of Markdown."""
     lines = [f"# {title}", "", merit_line(card), ""]
-    lines += [f"- {line}" for line in alarm_lines(card) + fitted_lines(card)] + [""]
+    lines += [f"- {line}" for line in (*alarm_lines(card), *filament_lines(card), *fitted_lines(card))] + [""]
     lines += ["| score | value | unit | noise floor (68 %) | ratio | p |", "| --- | --- | --- | --- | --- | --- |"]
     for name, score in card["scores"].items():
         low, high = score[f"noise_floor_{LOW}_{HIGH}"]
@@ -160,6 +160,17 @@ def alarm_lines(card: dict) -> list[str]:
     return lines
 
 
+def filament_lines(card: dict) -> list[str]:
+    """Which way the filaments differ, which their score does not say, in a sentence; none without structure."""
+    ours, theirs = (card["minkowski"][side]["coherence"] for side in ("generated", "real"))
+    if ours is None or theirs is None:
+        return []
+    way = "more like clumps" if ours < theirs else "more drawn out"
+    return [
+        f"filaments: coherence of orientation {_cell(ours)}, real ones {_cell(theirs)}: generated structures are {way}"
+    ]
+
+
 def fitted_lines(card: dict) -> list[str]:
     """Which scores say little of the networks, in a sentence, where any do."""
     if not card.get("provenance", {}).get("match_histogram"):
@@ -221,14 +232,16 @@ def _pixels(summary: Summary) -> dict:
 
 
 def _morphology(summary: Summary) -> dict:
-    """Minkowski functionals and peaks per slice of a set."""
+    """Minkowski functionals and peaks per slice of a set, and the coherence of orientation of s."""
     mean = means(summary, summary.counts.shape[1])
     curves = {
         name: [_json(value) for value in row]
         for name, row in zip(("area", "boundary", "euler"), mean.minkowski, strict=True)
     }
     peaks = {"heights_from": PEAK_EDGES[:-1].tolist(), "per_slice": [_json(value) for value in mean.peaks]}
-    return {"thresholds": MINKOWSKI_THRESHOLDS.tolist(), **curves, "peaks": peaks}
+    difference, total = mean.orientation
+    coherence = _json(difference / total) if total else None
+    return {"thresholds": MINKOWSKI_THRESHOLDS.tolist(), **curves, "peaks": peaks, "coherence": coherence}
 
 
 def _cell(number: float | None) -> str:
