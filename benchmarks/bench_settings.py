@@ -1,0 +1,89 @@
+"""What the settings of TensorFlow that could speed a step up do to it: XLA, threads, layout, oneDNN.
+
+python -m benchmarks.bench_settings [--tag demo] [--steps 40] [--set precision=float32]
+
+Each setting is timed in a process of its own, since TensorFlow reads them once. The first line is what training does
+by itself; the others can be had by the environment variables and keys that are named.
+"""
+
+import argparse
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from benchmarks.bench_training import made_up_training_set, median_seconds
+from utils.cli import ArgumentParser, run
+from utils.config import load_config
+
+# Name: environment variables, overrides of the configuration.
+SETTINGS = {
+    "as train.py runs it": ({}, []),
+    "datafmt: channels_last": ({}, ["datafmt=channels_last"]),
+    "TF_NUM_INTRAOP_THREADS=1": ({"TF_NUM_INTRAOP_THREADS": "1"}, []),
+    "TF_NUM_INTEROP_THREADS=1": ({"TF_NUM_INTEROP_THREADS": "1"}, []),
+    "TF_ENABLE_ONEDNN_OPTS=0": ({"TF_ENABLE_ONEDNN_OPTS": "0"}, []),
+    "XLA, the whole step": ({}, []),
+}
+
+
+def time_step(arguments) -> None:
+    """Be one process: print the seconds that compiling took, and the median of a step."""
+    from networks.device import avoid_failing_fusion, start_tensorflow
+
+    machine = start_tensorflow()
+    import tensorflow as tf
+
+    from networks.gan import GAN
+    from networks.precision import choose_precision
+
+    config = load_config("config.yaml", arguments.tag, arguments.overrides)
+    config = dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
+    avoid_failing_fusion(config.discriminator_norm)
+    gan = GAN(config, total_steps=10**6, training_set=made_up_training_set(config))
+    shape = (config.batchsize, config.img_dim, config.img_dim)
+    densities = tf.constant(np.random.default_rng(1).poisson(1.0, shape).astype(np.int16))
+    first = tf.constant(1, tf.int64)
+
+    @tf.function(jit_compile=arguments.xla or None, autograph=False)
+    def step():
+        return gan._on_all_replicas(gan._draw_and_update, (densities,), first, False)
+
+    begun = time.perf_counter()
+    float(step()["g_loss"])
+    print(time.perf_counter() - begun, median_seconds(lambda: float(step()["g_loss"]), arguments.steps))
+
+
+def main():
+    """Measure and print, or be one of the processes that are measured."""
+    parser = ArgumentParser(description="Time a training step, without R1 penalty, under settings of TensorFlow.")
+    parser.add_argument("--tag", default="demo", help="tag of config.yaml")
+    parser.add_argument("--steps", type=int, default=40, help="training steps to time")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
+    )
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--xla", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        time_step(arguments)
+        return
+    print(f"a step of '{arguments.tag}' {' '.join(arguments.overrides)}, first and median of {arguments.steps}")
+    usual = None
+    for name, (environment, overrides) in SETTINGS.items():
+        command = [sys.executable, "-m", "benchmarks.bench_settings", "--worker", "--tag", arguments.tag]
+        command += ["--steps", str(arguments.steps)] + ["--xla"] * name.startswith("XLA")
+        command += [part for override in (*arguments.overrides, *overrides) for part in ("--set", override)]
+        done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
+        compiling, seconds = map(float, done.stdout.split()[-2:])
+        usual = usual or seconds
+        print(
+            f"  {name:26}{compiling:8.1f} s{seconds:9.4f} s  {seconds / usual:6.2f} times the first line's", flush=True
+        )
+
+
+if __name__ == "__main__":
+    run(main)
