@@ -7,7 +7,6 @@ by itself; the others can be had by the environment variables and keys that are 
 """
 
 import argparse
-import dataclasses
 import os
 import subprocess
 import sys
@@ -15,9 +14,8 @@ import time
 
 import numpy as np
 
-from benchmarks.bench_training import made_up_training_set, median_seconds
+from benchmarks.bench_training import made_up_training_set, median_seconds, start
 from utils.cli import ArgumentParser, run
-from utils.config import load_config
 
 # Name: environment variables, overrides of the configuration.
 SETTINGS = {
@@ -32,17 +30,11 @@ SETTINGS = {
 
 def time_step(arguments) -> None:
     """Be one process: print the seconds that compiling took, and the median of a step."""
-    from networks.device import avoid_failing_fusion, start_tensorflow
-
-    machine = start_tensorflow()
+    _, config = start(arguments.tag, arguments.overrides)
     import tensorflow as tf
 
     from networks.gan import GAN
-    from networks.precision import choose_precision
 
-    config = load_config("config.yaml", arguments.tag, arguments.overrides)
-    config = dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
-    avoid_failing_fusion(config.discriminator_norm)
     gan = GAN(config, total_steps=10**6, training_set=made_up_training_set(config))
     shape = (config.batchsize, config.img_dim, config.img_dim)
     densities = tf.constant(np.random.default_rng(1).poisson(1.0, shape).astype(np.int16))

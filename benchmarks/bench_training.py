@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from networks.device import avoid_failing_fusion, start_tensorflow
+from networks.device import Machine, avoid_failing_fusion, start_tensorflow
 from utils.cli import ArgumentParser, run
 from utils.config import Config, load_config
 from utils.runs import RunFolder
@@ -65,6 +65,16 @@ def median_seconds(call, repeats: int) -> float:
         call()
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds))
+
+
+def start(tag: str, overrides: list[str]) -> tuple[Machine, Config]:
+    """Start TensorFlow as `train.py` does, and resolve a tag's configuration on this machine."""
+    config = load_config("config.yaml", tag, overrides)
+    machine = start_tensorflow()
+    from networks.precision import choose_precision
+
+    avoid_failing_fusion(config.discriminator_norm)
+    return machine, dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
 
 
 def made_up_training_set(config: Config):
@@ -153,14 +163,10 @@ def main():
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
     )
     arguments = parser.parse_args()
-    config = load_config("config.yaml", arguments.tag, arguments.overrides)
-    machine = start_tensorflow()
+    machine, config = start(arguments.tag, arguments.overrides)
     from networks.gan import GAN
-    from networks.precision import choose_precision
 
-    config = dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
     print(f"training step of '{config.tag}', {config.precision}, on {machine.description}")
-    avoid_failing_fusion(config.discriminator_norm)
     dtype = config.precision.removeprefix("mixed_")
     rate = matrix_product_rate(dtype)
     rng = np.random.default_rng(1)
