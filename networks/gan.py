@@ -1,6 +1,5 @@
 """The GAN: both networks, their optimisers, and the training step. All that a run changes lives in one object."""
 
-import math
 from pathlib import Path
 
 import keras
@@ -36,6 +35,7 @@ from networks.losses import (
 )
 from networks.matching import fit_shifts
 from networks.optimizers import build_optimizer, first_moments, share_overflow
+from networks.schedules import average_decay, learning_rate_factor, r1_weight
 from networks.spectra import ring_power, ring_weights
 from utils.config import Config
 from utils.runs import find_weights
@@ -54,7 +54,7 @@ class GAN:
     ----------
     config : Config
     total_steps : int, optional
-        Length of the run, which the cosine learning-rate schedule needs.
+        Length of the run, which the cosine learning-rate schedule and a growing R1 penalty need.
     training_set : TrainingSet, optional
         What the spectral loss and the histogram matching aim at, and the density cap and the critic refer to; they
         need it.
@@ -82,8 +82,8 @@ class GAN:
         training_set: TrainingSet | None = None,
         strategy: tf.distribute.Strategy | None = None,
     ):
-        if config.lr_schedule != "constant" and total_steps is None:
-            raise ValueError(f"lr_schedule = {config.lr_schedule} needs total_steps")
+        if (config.lr_schedule != "constant" or config.r1_growth != 1) and total_steps is None:
+            raise ValueError(f"lr_schedule = {config.lr_schedule}, r1_growth = {config.r1_growth:g} need total_steps")
         needy = ("spectral_weight", "critic_weight", "density_cap", "match_histogram")
         if training_set is None and any(getattr(config, key) for key in needy):
             raise ValueError(f"{', '.join(needy)} need training_set")
@@ -359,7 +359,8 @@ class GAN:
             )
             fake_images = self._fake_images(u, step)
             with tape.stop_recording():
-                losses, statistics = self._update_discriminator(real, fake_images, flips, with_r1)
+                weight = r1_weight(step, self.total_steps, self.config) if with_r1 else None
+                losses, statistics = self._update_discriminator(real, fake_images, flips, weight)
             # The discriminator sees batch statistics here too, but its moving statistics must not move.
             logits, _ = self._discriminate(fake_images, statistics)
             losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
@@ -374,15 +375,16 @@ class GAN:
         means, *moving = mean_over_replicas(([losses[name] for name in names], generator_statistics, statistics))
         return dict(zip(names, means, strict=True)), moving
 
-    def _update_discriminator(self, real, fake_images, flips, with_r1) -> tuple[dict[str, tf.Tensor], list]:
-        """`DG_update_ratio` updates, on the real and on the fake batch in turn.
+    def _update_discriminator(self, real, fake_images, flips, penalty_weight) -> tuple[dict[str, tf.Tensor], list]:
+        """`DG_update_ratio` updates, on the real and on the fake batch in turn; without a weight no R1 penalty.
 
         Returns the means of their losses, and the moving statistics.
         """
         rounds, statistics = [], self.discriminator.non_trainable_variables
         real_images = images_from_s(real, self.config)
         for _ in range(self.config.DG_update_ratio // 2):
-            of_real, statistics = self._fit_labels(real_images, 1.0 - flips, statistics, real if with_r1 else None)
+            penalised = None if penalty_weight is None else (real, penalty_weight)
+            of_real, statistics = self._fit_labels(real_images, 1.0 - flips, statistics, penalised)
             of_fake, statistics = self._fit_labels(fake_images, flips, statistics)
             losses = {
                 "d_loss": 0.5 * (of_real["loss"] + of_fake["loss"]),
@@ -391,7 +393,7 @@ class GAN:
                 "d_real_prob": of_real["prob"],
                 "d_fake_prob": of_fake["prob"],
             }
-            if with_r1:
+            if penalised is not None:
                 losses["r1_penalty"] = of_real["r1_penalty"]
             if self.critic is not None:
                 losses["critic_loss"] = 0.5 * (of_real["critic_loss"] + of_fake["critic_loss"])
@@ -399,7 +401,7 @@ class GAN:
         return {name: tf.reduce_mean(tf.stack([losses[name] for losses in rounds])) for name in rounds[0]}, statistics
 
     def _fit_labels(self, images, labels, statistics, penalised=None) -> tuple[dict[str, tf.Tensor], list]:
-        """One update of discriminator and critic, with an R1 penalty on slices s where any are given.
+        """One update of discriminator and critic, with an R1 penalty where slices s and its weight are given.
 
         Returns the losses, the discriminator's mean probability of being real, and its moving statistics.
         """
@@ -411,11 +413,11 @@ class GAN:
                 losses["critic_loss"] = crossentropy(labels, self.critic(images))
                 total += losses["critic_loss"]
             if penalised is not None:
+                slices, weight = penalised
                 losses["r1_penalty"] = penalty = r1_penalty_of_slices(
-                    lambda images: self._discriminate(images, statistics)[0], penalised, self.config
+                    lambda images: self._discriminate(images, statistics)[0], slices, self.config
                 )
-                # Computed every so many steps only (Karras et al. 2020, lazy regularisation), so weighted up.
-                total += self.config.r1_weight * self.config.r1_interval * penalty
+                total += weight * penalty
             total = self.discriminator_optimizer.scale_loss(total)
         self._apply(self.discriminator_optimizer, tape.gradient(total, self.judging_variables))
         return losses, new_statistics
@@ -450,21 +452,17 @@ class GAN:
     # ------------------------------------------------------------------------------------------- once, on all replicas
 
     def _set_learning_rates(self, step):
-        """Follow the schedule: constant, or half a cosine from the full rate at step 0 to zero at the last step."""
-        factor = 1.0
-        if self.config.lr_schedule == "cosine":
-            factor = 0.5 * (1.0 + tf.cos(math.pi * tf.cast(step, tf.float32) / self.total_steps))
+        factor = learning_rate_factor(step, self.total_steps, self.config)
         # Always set: a state that is resumed with another learn_rate brings its old one along.
         optimizers = (self.generator_optimizer, self.discriminator_optimizer)
         for optimizer, rate in zip(optimizers, self.config.learn_rate, strict=True):
             optimizer.learning_rate.assign(rate * factor)
 
     def _update_average(self, step):
-        """Move the average towards the generator; early on faster, so that the initial weights are soon forgotten."""
+        """Move the average towards the generator."""
         if self.average_generator is None:
             return
-        warm_up = (1.0 + tf.cast(step, tf.float32)) / (10.0 + tf.cast(step, tf.float32))
-        decay = tf.minimum(self.config.ema_decay, warm_up)
+        decay = average_decay(step, self.config)
         for average, weight in zip(self.average_generator.weights, self.generator.weights, strict=True):
             self.strategy.extended.update(
                 average.value, lambda own, new: own.assign(decay * own + (1.0 - decay) * new), args=(weight.value,)

@@ -243,6 +243,21 @@ def test_r1_penalty_is_lazy_and_restrains_the_discriminator(tiny_config, rng):
     )
 
 
+@pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (7, 1.0), (11, 2.0), (14, 3.0), (19, 3.0)])
+def test_r1_penalty_grows(tiny_config, rng, step, weight):
+    """A step of twenty is that of a constant penalty with the weight of that time."""
+    options = {"r1_weight": 1.0, "r1_growth": 3.0}, {"r1_weight": weight}
+    growing, constant = (GAN(dataclasses.replace(tiny_config, **values), total_steps=20) for values in options)
+    batch = inputs(tiny_config, rng)
+    for gan in (growing, constant):
+        gan.step = step
+        gan.train_step(*batch)
+    for own, other in zip(growing.discriminator.weights, constant.discriminator.weights, strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+    with pytest.raises(ValueError, match="total_steps"):
+        GAN(growing.config)
+
+
 def test_density_cap(tiny_config, rng, tmp_path):
     """Twice the brightest training pixel is the bound; far below it densities are as without one."""
     config = dataclasses.replace(tiny_config, density_cap=2.0, ema_decay=0.5)

@@ -123,6 +123,7 @@ def test_every_option_together(workplace):
         "discriminator_norm": "none",
         "lr_schedule": "cosine",
         "r1_weight": 1.0,
+        "r1_growth": 3.0,
         "r1_coordinate": "log_density",
         "r1_interval": 2,
         "critic_weight": 0.2,

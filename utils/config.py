@@ -65,6 +65,7 @@ class Config:
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
     sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
+    r1_growth: float = _key("factor by which the weight of the R1 penalty grows in the course of the run", 1.0)
     r1_interval: int = _key("steps between R1 penalties, each then weighted by the interval", 1)
     r1_coordinate: str = _key("what the R1 penalty is with respect to: images or log_density", "images")
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
@@ -275,6 +276,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "generator_norm", c.generator_norm in ("batch", "renorm"), "batch or renorm"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
+    yield "r1_growth", c.r1_growth > 0, "a positive number (1: r1_weight stays as it is)"
     yield "r1_coordinate", c.r1_coordinate in ("images", "log_density"), "images or log_density"
     yield "spectral_weight", c.spectral_weight >= 0, "0 (off) or more"
     yield "critic_weight", c.critic_weight >= 0, "0 (no critic) or more"
