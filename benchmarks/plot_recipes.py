@@ -12,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from utils.cli import ArgumentParser, UserError, run
 from utils.plots import GENERATED, REAL, save
 
 SCORES = {
+    "figure_of_merit": "figure of merit",
     "pspect_rms_s": "power spectrum of s",
     "pspect_rms": "power spectrum of the density",
     "bright_fraction": "fraction of pixels above 100",
+    "peaks": "peaks",
     "minkowski_area": "Minkowski: area",
     "minkowski_boundary": "Minkowski: boundary",
     "minkowski_euler": "Minkowski: Euler characteristic",
@@ -49,19 +52,20 @@ def minutes_to(score: float, name: str, curve: dict[str, np.ndarray]) -> float:
 
 def draw(old: list[dict], new: list[dict]) -> Figure:
     """One panel per score, both axes logarithmic."""
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    panels = figure.subplots(2, 3, sharex=True)
+    figure = Figure(figsize=(14, 6), layout="constrained")
+    panels = figure.subplots(2, 4, sharex=True)
     for axes, (name, title) in zip(panels.flat, SCORES.items(), strict=True):
         for curves, colour, label in ((old, REAL, "2019"), (new, GENERATED, "now")):
             for number, curve in enumerate(curves):
                 label_once = label if number == 0 else None
                 axes.plot(curve["minutes"], curve[name], color=colour, lw=1.5, marker=".", ms=4, label=label_once)
-        axes.set(xscale="log", yscale="log", title=title)
+        axes.set(xscale="log", yscale="log", title=title, ylabel="relative deviation")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
         axes.grid(alpha=0.3, which="both")
     for axes in panels[-1]:
         axes.set_xlabel("minutes of training")
-    for axes in panels[:, 0]:
-        axes.set_ylabel("relative deviation (rms)")
+    panels[0, 0].set_ylabel("1: as good as other real universes")
     panels[0, 0].legend()
     return figure
 
