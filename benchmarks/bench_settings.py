@@ -3,7 +3,8 @@
 python -m benchmarks.bench_settings [--tag demo] [--steps 40] [--set precision=float32]
 
 Each setting is timed in a process of its own, since TensorFlow reads them once. The first line is what training does
-by itself; the others can be had by the environment variables and keys that are named.
+by itself; the others can be had by the environment variables and keys that are named, but for the last: to compile the
+whole step with XLA is tried here only.
 """
 
 import argparse
@@ -14,17 +15,17 @@ import time
 
 import numpy as np
 
-from benchmarks.bench_training import made_up_training_set, median_seconds, start
-from utils.cli import ArgumentParser, run
+from benchmarks.bench_training import made_up_training_set, median_seconds, start, step_parser
+from utils.cli import run
 
-# Name: environment variables, overrides of the configuration.
+# Name: environment variables, and options of the process that is timed.
 SETTINGS = {
     "as train.py runs it": ({}, []),
-    "datafmt: channels_last": ({}, ["datafmt=channels_last"]),
+    "datafmt: channels_last": ({}, ["--set", "datafmt=channels_last"]),
     "TF_NUM_INTRAOP_THREADS=1": ({"TF_NUM_INTRAOP_THREADS": "1"}, []),
     "TF_NUM_INTEROP_THREADS=1": ({"TF_NUM_INTEROP_THREADS": "1"}, []),
     "TF_ENABLE_ONEDNN_OPTS=0": ({"TF_ENABLE_ONEDNN_OPTS": "0"}, []),
-    "XLA, the whole step": ({}, []),
+    "XLA, the whole step": ({}, ["--xla"]),
 }
 
 
@@ -51,12 +52,8 @@ def time_step(arguments) -> None:
 
 def main():
     """Measure and print, or be one of the processes that are measured."""
-    parser = ArgumentParser(description="Time a training step, without R1 penalty, under settings of TensorFlow.")
-    parser.add_argument("--tag", default="demo", help="tag of config.yaml")
-    parser.add_argument("--steps", type=int, default=40, help="training steps to time")
-    parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
-    )
+    description = "Time a training step, without R1 penalty, under settings of TensorFlow."
+    parser = step_parser(description, tag="demo", steps=40)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--xla", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -65,10 +62,10 @@ def main():
         return
     print(f"a step of '{arguments.tag}' {' '.join(arguments.overrides)}, first and median of {arguments.steps}")
     usual = None
-    for name, (environment, overrides) in SETTINGS.items():
+    for name, (environment, options) in SETTINGS.items():
         command = [sys.executable, "-m", "benchmarks.bench_settings", "--worker", "--tag", arguments.tag]
-        command += ["--steps", str(arguments.steps)] + ["--xla"] * name.startswith("XLA")
-        command += [part for override in (*arguments.overrides, *overrides) for part in ("--set", override)]
+        command += ["--steps", str(arguments.steps), *options]
+        command += [f"--set={override}" for override in arguments.overrides]
         done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
         compiling, seconds = map(float, done.stdout.split()[-2:])
         usual = usual or seconds

@@ -67,6 +67,17 @@ def median_seconds(call, repeats: int) -> float:
     return float(np.median(seconds))
 
 
+def step_parser(description: str, tag: str, steps: int) -> ArgumentParser:
+    """The options of a benchmark of a tag's step, with their defaults."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--tag", default=tag, help="tag of config.yaml")
+    parser.add_argument("--steps", type=int, default=steps, help="training steps to time")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
+    )
+    return parser
+
+
 def start(tag: str, overrides: list[str]) -> tuple[Machine, Config]:
     """Start TensorFlow as `train.py` does, and resolve a tag's configuration on this machine."""
     config = load_config("config.yaml", tag, overrides)
@@ -156,13 +167,8 @@ def saving_seconds(gan) -> float:
 
 def main():
     """Measure and print."""
-    parser = ArgumentParser(description="Time the training step and the TensorBoard checkpoint of a tag.")
-    parser.add_argument("--tag", default="base", help="tag of config.yaml")
-    parser.add_argument("--steps", type=int, default=5, help="training steps to time")
-    parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
-    )
-    arguments = parser.parse_args()
+    description = "Time the training step and the TensorBoard checkpoint of a tag."
+    arguments = step_parser(description, tag="base", steps=5).parse_args()
     machine, config = start(arguments.tag, arguments.overrides)
     from networks.gan import GAN
 

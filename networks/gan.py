@@ -382,8 +382,8 @@ class GAN:
         """
         rounds, statistics = [], self.discriminator.non_trainable_variables
         real_images = images_from_s(real, self.config)
+        penalised = None if penalty_weight is None else (real, penalty_weight)
         for _ in range(self.config.DG_update_ratio // 2):
-            penalised = None if penalty_weight is None else (real, penalty_weight)
             of_real, statistics = self._fit_labels(real_images, 1.0 - flips, statistics, penalised)
             of_fake, statistics = self._fit_labels(fake_images, flips, statistics)
             losses = {
