@@ -64,9 +64,10 @@ def time_table(folder: Path) -> list[str]:
         on_gpu = plane.name.startswith("/device:GPU")
         for line in plane.lines:
             for event in line.events:
-                path, colon, kind = names[event.metadata_id].rpartition(":")
-                # On the processor operations are named path:Kind; the rest is what contains them.
-                if on_gpu or (colon and path):
+                path, _, kind = names[event.metadata_id].rpartition(":")
+                # On the processor operations are named path:Kind; the rest, such as EagerExecute, Executor::Process or
+                # EagerLocalExecute: function, is what contains them.
+                if on_gpu or (path and not path.endswith(":") and kind.isidentifier()):
                     time[kind] += event.duration_ps / 1e9 / STEPS
                     calls[kind] += 1
     lines = [f"where a step goes, mean of {STEPS} steps; operations at the same time are counted side by side"]

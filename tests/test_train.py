@@ -210,6 +210,8 @@ def test_profile_says_where_a_step_goes(workplace):
     begin = next(number for number, line in enumerate(lines) if "where a step goes" in line)
     rows = [line.split("INFO")[1].split() for line in lines[begin + 2 : begin + 15]]
     assert any("Conv2D" in row[0] for row in rows)
+    assert not {"Run", "Process"} & {row[0] for row in rows}  # they contain operations
+    assert not any(row[0].startswith("__inference") for row in rows)
     assert sum(float(row[-1].rstrip("%")) for row in rows) == pytest.approx(100.0, abs=1.0)
     assert list((workplace / "expts" / "tiny" / "run0" / "profile").rglob("*.xplane.pb"))
 
