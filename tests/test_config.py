@@ -25,6 +25,7 @@ def test_the_nineteen_old_keys_are_enough_and_mean_the_old_recipe(tmp_path):
     assert len(REQUIRED_KEYS) == 19
     assert (config.r1_weight, config.spectral_weight, config.ema_decay) == (0, 0, 0)
     assert (config.adam_betas[0], config.discriminator_norm, config.lr_schedule) == (0.5, "batch", "constant")
+    assert config.precision == "float32"
     assert not config.augment
     assert not config.dequantise
 
@@ -47,7 +48,7 @@ def test_the_shipped_file_has_the_base_of_the_old_suite():
 
 def test_every_shipped_tag_is_valid_and_every_key_documented():
     for tag in read_tags("config.yaml"):
-        load_config("config.yaml", tag)
+        assert load_config("config.yaml", tag).precision == "auto"
     readme = Path("README.md").read_text()
     assert [key for key in KEYS if f"`{key}`" not in readme] == []
 
