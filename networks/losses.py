@@ -21,7 +21,7 @@ _BATCH = 256
 
 
 def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Binary cross-entropy straight from logits: stable where a sigmoid would saturate.
+    """Binary cross-entropy from logits, ln(1 + e^logit) - label * logit: stable where a sigmoid would saturate.
 
     Parameters
     ----------
@@ -32,7 +32,10 @@ def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     -------
     tensor, scalar
     """
-    return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=labels, logits=logits))
+    # The gradient of TensorFlow's own sigmoid_cross_entropy_with_logits has four terms. The operation that adds them
+    # begins with one whose memory is free to be overwritten; which that is depends on the order in which threads are
+    # done, and so, to rounding, the sum: a run was not the same twice. Two terms have one sum.
+    return tf.reduce_mean(tf.nn.softplus(logits) - labels * logits)
 
 
 def r1_penalty(discriminator, images: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,7 @@ from networks.dcgan import build_generator, density_from_pre_activation, load_we
 from networks.gan import GAN
 from networks.images import images_from_s, random_symmetry
 from networks.layers import SoftCap
-from networks.losses import TrainingSet, r1_penalty, r1_penalty_of_slices
+from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
 from tests import numpy_twin
 from utils.transforms import transform
 
@@ -163,6 +163,32 @@ def test_cosine_schedule_ends_at_zero(tiny_config, rng):
         assert float(gan.generator_optimizer.learning_rate.numpy()) == pytest.approx(config.learn_rate[0] * factor)
     with pytest.raises(ValueError, match="total_steps"):
         GAN(config)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_crossentropy_and_its_gradient(label):
+    logits = np.array([-200, -30, -1, -1e-3, 0, 1e-3, 1, 30, 200], np.float32)[:, None]
+    labels = np.full_like(logits, label)
+    gradient = tf.function(lambda logits: tf.gradients(crossentropy(tf.constant(labels), logits), logits)[0])
+    loss = float(crossentropy(tf.constant(labels), tf.constant(logits)))
+    assert loss == pytest.approx(numpy_twin.crossentropy(labels, logits.astype(float)), rel=1e-6)
+    expected = (numpy_twin.sigmoid(logits.astype(float)) - labels) / len(logits)
+    np.testing.assert_allclose(gradient(tf.constant(logits)), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_crossentropy_adds_no_three_gradients():
+    # A sum of three or more depends on the order, and TensorFlow's order on the threads.
+    @tf.function
+    def gradient(logits):
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            loss = crossentropy(tf.ones_like(logits), logits)
+        return tape.gradient(loss, logits)
+
+    graph = gradient.get_concrete_function(tf.TensorSpec((8, 1), tf.float32)).graph
+    sums = [operation for operation in graph.get_operations() if operation.type == "AddN"]
+    assert sums
+    assert max(len(operation.inputs) for operation in sums) == 2
 
 
 def test_r1_penalty_of_a_known_discriminator(rng):
