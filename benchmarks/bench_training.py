@@ -1,6 +1,6 @@
 """What a training step and a TensorBoard checkpoint cost, beside the rate of a matrix product on the same machine.
 
-python -m benchmarks.bench_training [--tag base] [--steps 5] [--set precision=mixed_bfloat16]
+python -m benchmarks.bench_training [--tag base] [--steps 5] [--set precision=float32]
 
 The operations of a step are counted from the networks: a (transposed) convolution costs kernel² · channels in ·
 channels out multiply-adds at every pixel of its smaller side, a dense layer the size of its kernel. A forward pass
