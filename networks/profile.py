@@ -65,8 +65,8 @@ def time_table(folder: Path) -> list[str]:
         for line in plane.lines:
             for event in line.events:
                 path, _, kind = names[event.metadata_id].rpartition(":")
-                # On the processor operations are named path:Kind; the rest, such as EagerExecute, ExecutorState::Process or
-                # EagerLocalExecute: function, is what contains them.
+                # On the processor operations are named path:Kind; the rest, such as EagerExecute,
+                # ExecutorState::Process or EagerLocalExecute: function, is what contains them.
                 if on_gpu or (path and not path.endswith(":") and kind.isidentifier()):
                     time[kind] += event.duration_ps / 1e9 / STEPS
                     calls[kind] += 1
