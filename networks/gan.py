@@ -10,7 +10,6 @@ from networks.dcgan import (
     build_discriminator,
     build_generator,
     build_spectral_critic,
-    density_from_pre_activation,
     density_function,
     draw_slices,
     load_weights,
@@ -26,7 +25,7 @@ from networks.distribution import (
     share_out,
 )
 from networks.divergence import DivergenceWatch
-from networks.images import MAX_LOG_DENSITY_IN_LOSS, images_from_pre_activation, images_from_s, random_symmetry
+from networks.images import fields_from_pre_activation, images_from_density, images_from_s, random_symmetry
 from networks.losses import (
     TrainingSet,
     crossentropy,
@@ -357,7 +356,8 @@ class GAN:
             (_, u), generator_statistics = generator.stateless_call(
                 generator.trainable_variables, generator.non_trainable_variables, z, training=True
             )
-            fake_images = self._fake_images(u, step)
+            s, density = self._fake_fields(u, step)
+            fake_images = images_from_density(s, density, self.config)
             with tape.stop_recording():
                 weight = r1_weight(step, self.total_steps, self.config) if with_r1 else None
                 losses, statistics = self._update_discriminator(real, fake_images, flips, weight)
@@ -367,7 +367,7 @@ class GAN:
             if self.critic is not None:
                 total += self.config.critic_weight * crossentropy(tf.ones_like(logits), self.critic(fake_images))
             if self.config.spectral_weight > 0:
-                losses["spectral_loss"] = self._spectral_loss(u)
+                losses["spectral_loss"] = self._spectral_loss(s, density)
                 total += self.config.spectral_weight * losses["spectral_loss"]
             total = self.generator_optimizer.scale_loss(total)
         self._apply(self.generator_optimizer, tape.gradient(total, self.generator.trainable_variables))
@@ -435,17 +435,16 @@ class GAN:
             gradients = share_overflow([gradient / replicas for gradient in gradients], optimizer)
         optimizer.apply(gradients)
 
-    def _fake_images(self, u, step):
-        """Images from the generator's last pre-activation u, (n, N, N), with this step's rounding."""
+    def _fake_fields(self, u, step):
+        """s and density, (n, N, N, 1), from the last pre-activation u, (n, N, N), with this step's rounding."""
         noise = (
             self._draw(tf.random.stateless_uniform, tf.shape(u), _ROUNDING, step) if self.config.count_noise else None
         )
-        return images_from_pre_activation(u, self.config, noise)
+        return fields_from_pre_activation(u, self.config, noise)
 
-    def _spectral_loss(self, u):
-        """Mean of the spectral losses in s and in density, of the whole batch."""
-        density = density_from_pre_activation(u, self.config.datascale, MAX_LOG_DENSITY_IN_LOSS)
-        powers = [tf.reduce_mean(ring_power(fields, self._ring_weights), axis=0) for fields in (tf.tanh(u), density)]
+    def _spectral_loss(self, s, density):
+        """Mean of the spectral losses in s and in density, each (n, N, N, 1), of the whole batch."""
+        powers = [tf.reduce_mean(ring_power(fields[..., 0], self._ring_weights), axis=0) for fields in (s, density)]
         powers = mean_over_replicas(powers)
         return 0.5 * tf.add_n([spectral_loss(*pair) for pair in zip(powers, self._target_power, strict=True)])
 

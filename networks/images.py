@@ -57,8 +57,10 @@ def images_from_density(s: tf.Tensor, density: tf.Tensor, config: Config) -> tf.
     return images
 
 
-def images_from_pre_activation(u: tf.Tensor, config: Config, noise: tf.Tensor | None = None) -> tf.Tensor:
-    """Generated slices as the discriminator sees them, with noise of densities rounded to whole particles.
+def fields_from_pre_activation(
+    u: tf.Tensor, config: Config, noise: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """s and density of generated slices; with noise, of densities rounded to whole particles.
 
     Parameters
     ----------
@@ -71,15 +73,15 @@ def images_from_pre_activation(u: tf.Tensor, config: Config, noise: tf.Tensor | 
 
     Returns
     -------
-    tensor, (n, channels, N, N) or (n, N, N, channels), float32
-        As `images_from_density` puts them together.
+    s, density : tensor, (n, N, N, 1), float32
+        As `images_from_density` takes them.
     """
     u = u[..., None]  # (n, N, N) -> (n, N, N, 1)
     density = density_from_pre_activation(u, config.datascale, MAX_LOG_DENSITY_IN_LOSS)
     if noise is None:
-        return images_from_density(tf.tanh(u), density, config)
+        return tf.tanh(u), density
     counts = density + tf.stop_gradient(round_stochastically(density, noise[..., None]) - density)
-    return images_from_density(transform(counts, config.datascale), counts, config)
+    return transform(counts, config.datascale), counts
 
 
 def random_symmetry(s: tf.Tensor, coins: tf.Tensor) -> tf.Tensor:

@@ -10,7 +10,7 @@ import yaml
 
 from tests.conftest import OLD_KEYS
 from utils.cli import UserError
-from utils.config import KEYS, REQUIRED_KEYS, Config, load_config, read_tags
+from utils.config import DEFAULTS, KEYS, REQUIRED_KEYS, Config, load_config, read_tags
 
 
 def write(path, tags):
@@ -51,6 +51,9 @@ def test_every_shipped_tag_is_valid_and_every_key_documented():
         assert load_config("config.yaml", tag).precision == "auto"
     readme = Path("README.md").read_text()
     assert [key for key in KEYS if f"`{key}`" not in readme] == []
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", readme, re.MULTILINE))
+    written = {key: yaml.safe_load(rows[key]) for key in DEFAULTS}
+    assert written == {key: list(value) if isinstance(value, tuple) else value for key, value in DEFAULTS.items()}
 
 
 def test_numbers_are_those_of_yaml_1_2(tmp_path):
@@ -113,6 +116,21 @@ def test_a_configuration_is_frozen(tiny_config):
         ("datafmt=NCHW", "datafmt = 'NCHW' .*channels_first or channels_last"),
         ("cscale=log", "cscale = 'log' .*lin or pwr"),
         ("ema_decay=1", "ema_decay = 1.0 .*below 1"),
+        ("dataname=' '", "dataname = ' ' .*base name"),
+        ("precision=float64", "precision = 'float64' .*mixed_bfloat16"),
+        ("seed=-1", "seed = -1 .*from 0"),
+        ("adam_betas=[0.5, 1]", "adam_betas = .*below 1"),
+        ("best_metric=fid", "best_metric = 'fid' .*figure_of_merit"),
+        ("lr_schedule=linear", "lr_schedule = 'linear' .*cosine"),
+        ("generator_norm=none", "generator_norm = 'none' .*renorm"),
+        ("discriminator_norm=renorm", "discriminator_norm = 'renorm' .*batch or none"),
+        ("r1_weight=-1", "r1_weight = -1.0 .*0 .off. or more"),
+        ("r1_growth=0", "r1_growth = 0.0 .*positive"),
+        ("r1_coordinate=s", "r1_coordinate = 's' .*log_density"),
+        ("spectral_weight=-1", "spectral_weight = -1.0 .*or more"),
+        ("critic_weight=-1", "critic_weight = -1.0 .*or more"),
+        ("density_cap=0.5", "density_cap = 0.5 .*1 or more"),
+        ("channel_weights=[1, 0, 0]", "channel_weights = .*positive"),
         ("batchsize", "expected KEY=VALUE"),
         ("batchsize=[1", "not valid configuration YAML"),
         ("batchsize=!!python/object/apply:os.getcwd []", "could not determine a constructor"),
@@ -123,6 +141,19 @@ def test_a_bad_value_names_tag_key_value_and_what_is_allowed(tmp_path, override,
     with pytest.raises(UserError, match=words) as caught:
         load_config(file, "base", [override])
     assert "base" in str(caught.value) or "--set" in str(caught.value)
+
+
+def test_one_way_to_tell_particles_from_densities(tmp_path):
+    file = write(tmp_path, {"base": OLD_KEYS})
+    with pytest.raises(UserError, match=r"count_noise = True .*dequantise"):
+        load_config(file, "base", ["count_noise=true", "dequantise=true"])
+
+
+def test_a_tag_is_the_name_of_a_folder(tmp_path):
+    file = write(tmp_path, {2019: OLD_KEYS, "..": OLD_KEYS})
+    assert load_config(file, "2019").tag == "2019"
+    with pytest.raises(UserError, match=r"tag = .* is not allowed.*names a folder"):
+        load_config(file, "..")
 
 
 def test_missing_keys_are_all_named(tmp_path):

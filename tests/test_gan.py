@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from networks.dcgan import build_generator, density_from_pre_activation, load_weights, round_stochastically
 from networks.gan import GAN
-from networks.images import images_from_s, random_symmetry
+from networks.images import images_from_density, images_from_s, random_symmetry
 from networks.layers import SoftCap
 from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
 from tests import numpy_twin
@@ -35,6 +35,11 @@ def twin_of(network, kind, learning_rate):
     )
 
 
+def fakes(gan, u, step=0):
+    """Generated slices as the discriminator sees them in a step."""
+    return images_from_density(*gan._fake_fields(u, tf.constant(step, tf.int64)), gan.config)
+
+
 def inputs(config, rng, n=6):
     density = rng.lognormal(-0.5, 1.5, (n, config.img_dim, config.img_dim, 1))
     real = transform(density.astype(np.float32), config.datascale)
@@ -43,14 +48,17 @@ def inputs(config, rng, n=6):
 
 
 @pytest.mark.parametrize("datafmt", ["channels_first", "channels_last"])
-@pytest.mark.parametrize("ratio", [2, 4])
-def test_steps_match_the_numpy_twin(tiny_config, rng, datafmt, ratio):
-    config = dataclasses.replace(tiny_config, datafmt=datafmt, DG_update_ratio=ratio)
+@pytest.mark.parametrize(("ratio", "betas", "datascale"), [(2, (0.5, 0.999), 4.0), (4, (0.1, 0.9), 2.5)])
+def test_steps_match_the_numpy_twin(tiny_config, rng, datafmt, ratio, betas, datascale):
+    config = dataclasses.replace(
+        tiny_config, datafmt=datafmt, DG_update_ratio=ratio, adam_betas=betas, datascale=datascale
+    )
     gan = GAN(config)
     randomise(gan.generator, rng)
     randomise(gan.discriminator, rng)
     generator = twin_of(gan.generator, numpy_twin.Generator, config.learn_rate[0])
     discriminator = twin_of(gan.discriminator, numpy_twin.Discriminator, config.learn_rate[1])
+    generator.datascale, generator.betas, discriminator.betas = datascale, betas, betas
     for _ in range(3):
         real, z, flips = inputs(config, rng)
         losses = gan.train_step(real, z, flips)
@@ -259,7 +267,7 @@ def test_r1_penalty_by_log_density_against_finite_differences(tiny_config, rng):
     assert float(penalty) == pytest.approx(0.5 * np.mean(np.sum(slopes**2, axis=(1, 2))), rel=0.02)
 
 
-def test_r1_penalty_is_lazy_and_restrains_the_discriminator(tiny_config, rng):
+def test_r1_penalty_is_lazy(tiny_config, rng):
     config = dataclasses.replace(tiny_config, r1_weight=10.0, r1_interval=2)
     gan = GAN(config)
     steps = [gan.train_step(*inputs(config, rng)) for _ in range(4)]
@@ -267,6 +275,24 @@ def test_r1_penalty_is_lazy_and_restrains_the_discriminator(tiny_config, rng):
     assert gan.mean_losses()["r1_penalty"] == pytest.approx(
         np.mean([float(losses["r1_penalty"]) for losses in steps[::2]]), rel=1e-5
     )
+
+
+def weights_after_a_step(config, rng_seed=3, total_steps=None, step=0):
+    """The discriminator's, all in one array, of a new GAN."""
+    gan = GAN(config, total_steps)
+    gan.step = step
+    gan.train_step(*inputs(config, np.random.default_rng(rng_seed)))
+    return np.concatenate([weight.numpy().ravel() for weight in gan.discriminator.trainable_variables])
+
+
+def test_r1_penalty_takes_part_in_the_update(tiny_config):
+    """Weighted by its interval, for it is computed so seldom."""
+    without, penalised, as_often = (
+        weights_after_a_step(dataclasses.replace(tiny_config, discriminator_norm="none", **options))
+        for options in ({}, {"r1_weight": 300.0, "r1_interval": 2}, {"r1_weight": 600.0})
+    )
+    assert np.max(np.abs(penalised - without)) > 0.1 * tiny_config.learn_rate[1]
+    np.testing.assert_allclose(penalised, as_often, atol=1e-7)
 
 
 @pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (7, 1.0), (11, 2.0), (14, 3.0), (19, 3.0)])
@@ -344,7 +370,7 @@ def test_channel_weights(tiny_config, rng, datafmt, count_noise):
     expected = np.stack(expected, axis=1 if datafmt == "channels_first" else -1)
     gan = GAN(config)
     u = tf.constant(0.5 * np.log(np.maximum(counts, 1e-6) / 4).astype(np.float32))
-    for images in (images_from_s(transform(counts[..., None], 4.0), config), gan._fake_images(u, tf.constant(0))):
+    for images in (images_from_s(transform(counts[..., None], 4.0), config), fakes(gan, u)):
         assert images.shape[1:] == gan.discriminator.input_shape[1:]
         # Densities that are whole but for a rounding error may be rounded down.
         np.testing.assert_allclose(images, expected, atol=0.01 if not count_noise else 0.3)
@@ -356,6 +382,23 @@ def test_spectral_loss_draws_the_generator_to_the_target(tiny_config, rng):
     gan = GAN(config, training_set=TrainingSet(1000.0, np.full(4, 30.0), np.full(4, 300.0)))
     losses = [float(gan.train_step(*inputs(config, rng, n=16))["spectral_loss"]) for _ in range(60)]
     assert np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
+
+
+def test_spectral_loss_is_of_slices_as_the_discriminator_sees_them(tiny_config, rng):
+    """Rounding to whole particles adds the shot noise that the targets have too."""
+    config = dataclasses.replace(tiny_config, spectral_weight=1.0, count_noise=True)
+    targets = np.full(4, 30.0), np.full(4, 300.0)
+    gan = GAN(config, training_set=TrainingSet(1000.0, *targets))
+    u = tf.constant(rng.normal(-0.7, 0.7, (64, 8, 8)).astype(np.float32))
+    s, density = gan._fake_fields(u, tf.constant(0))
+    fields = density.numpy()[..., 0]
+    np.testing.assert_array_equal(fields, np.round(fields))
+    rings = np.rint(np.hypot(*np.meshgrid(np.fft.fftfreq(8, 1 / 8), np.fft.fftfreq(8, 1 / 8))))
+    terms = []
+    for field, target in zip((transform(fields, 4.0), fields), targets, strict=True):
+        power = np.mean(np.abs(np.fft.fft2(field)) ** 2, axis=0)
+        terms.append(np.mean([np.log(power[rings == ring].mean() / target[0]) ** 2 for ring in range(1, 5)]))
+    assert float(gan._spectral_loss(s, density)) == pytest.approx(np.mean(terms), rel=1e-4)
 
 
 def test_random_symmetry_draws_all_eight_and_nothing_else(rng):
@@ -383,7 +426,7 @@ def test_count_noise_passes_the_gradient_of_the_mean_on(tiny_config, rng):
     gan = GAN(config)
     u = tf.Variable(rng.normal(0, 0.7, (3, 8, 8)).astype(np.float32))
     with tf.GradientTape() as tape:
-        images = gan._fake_images(u, tf.constant(4, tf.int64))
+        images = fakes(gan, u, step=4)
         total = tf.reduce_sum(images[..., 0])
     density = 4 * np.exp(2 * u.numpy().astype(float))
     counts = 4 * (1 + images[..., 0].numpy()) / (1 - images[..., 0].numpy())

@@ -113,6 +113,24 @@ def test_old_npy_files_are_trained_on_as_they_are(workplace, sliced):
     assert load_generator(workplace / "expts" / "tiny" / "run0", "last").sample(5).shape == (5, 8, 8)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--devices", 4), ("batchsize = 6", "4 replicas")),
+        (
+            ("--set", "ndeconvfilters=[40000000, 1]", "--set", "noise_vect_len=1000000"),
+            ("not enough memory", "batches of 6"),
+        ),
+    ],
+)
+def test_a_refused_run_leaves_nothing_behind(workplace, arguments, words):
+    assert_refused(train(workplace, 0, *arguments), *words)
+    left = [path.name for path in (workplace / "expts").rglob("*") if path.is_file()]
+    assert set(left) <= {"lock"}
+    process = train(workplace, 0)
+    assert process.returncode == 0, process.stderr
+
+
 def test_every_option_together(workplace):
     options = {
         "precision": "mixed_bfloat16",
