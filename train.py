@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from networks.device import STRATEGIES, avoid_failing_fusion, start_tensorflow
+from networks.device import STRATEGIES, avoid_failing_fusion, is_out_of_memory, start_tensorflow
 from utils.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
 from utils.cluster import find_cluster
@@ -111,11 +111,23 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
     with single_writer(folder.path / "lock"):
         try:
             train(arguments, config, training, validation, folder, crew, stop)
+        except UserError:
+            folder.discard()
+            raise
         except OSError as error:
             if not is_mendable(error):
                 raise
             raise UserError(
                 f"{describe(error)}; what was saved in {folder.checkpoints} is intact: mend it and go on with --resume"
+            ) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            folder.discard()
+            raise UserError(
+                f"not enough memory to train on batches of {config.batchsize} images of {config.img_dim} x "
+                f"{config.img_dim} with these networks; start another RUN with a smaller batchsize or narrower "
+                f"networks, or go on with --resume on more devices, or on one with more memory"
             ) from error
 
 
@@ -228,6 +240,8 @@ def begin_records(config: Config, folder: RunFolder, total_steps: int) -> Checkp
         log.warning("%s, which was among the best, is lost; it comes back when a better one is found", name)
     for key, (old, new) in changes.items():
         log.warning("%s was %s, is %s from here on", key, old, new)
+    if "Nepochs" in changes and (config.lr_schedule != "constant" or config.r1_growth != 1):
+        log.warning("lr_schedule and r1_growth count the part of the run that is done: that is another one now")
     return checkpoint
 
 

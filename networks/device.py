@@ -84,6 +84,13 @@ def start_tensorflow(
     return Machine(strategy, _describe(tf, kind, workers, strategy.num_replicas_in_sync))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is what NumPy or TensorFlow raise where memory, of the processor or a GPU, does not suffice."""
+    import tensorflow as tf
+
+    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+
+
 def avoid_failing_fusion(discriminator_norm: str) -> None:
     """Switch TensorFlow's fusion of operations off where it would fail: with a discriminator without batch norm.
 

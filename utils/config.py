@@ -174,13 +174,14 @@ def read_tags(path: str | Path) -> dict:
     tags = _parse(text, str(path))
     if not isinstance(tags, dict) or not tags:
         raise UserError(f"{path}: expected one mapping per tag (tag: {{key: value, ...}}), found {_kind(tags)}")
-    return tags
+    # YAML takes a tag of digits for a number; on the command line it is text.
+    return {str(tag): mapping for tag, mapping in tags.items()}
 
 
 def _mapping_of_tag(path, tag: str) -> Mapping:
     tags = read_tags(path)
     if tag not in tags:
-        raise UserError(f"{path}: no tag '{tag}'; {_nearest(tag, map(str, tags), 'tags there')}")
+        raise UserError(f"{path}: no tag '{tag}'; {_nearest(tag, tags, 'tags there')}")
     if not isinstance(tags[tag], dict):
         raise UserError(f"{path}, tag '{tag}': expected a mapping of keys to values, found {_kind(tags[tag])}")
     return tags[tag]
@@ -238,7 +239,8 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
 
     A generator, so that later rules may rely on earlier ones.
     """
-    yield "tag", re.fullmatch(r"[\w.+-]+", c.tag) is not None, "letters, digits and _ . + - only: it names a folder"
+    allowed = "letters, digits and _ . + - only, not . or .. alone: it names a folder"
+    yield "tag", re.fullmatch(r"[\w.+-]+", c.tag) is not None and c.tag.strip(".") != "", allowed
     yield "dataname", bool(c.dataname.strip()), "the base name of slice files, such as raw"
     for key in ("noise_vect_len", "nlayers", "convkern", "convstride", "batchsize", "print_batch", "checkpt_batch"):
         yield key, getattr(c, key) >= 1, "at least 1"

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import h5py
@@ -63,8 +64,7 @@ class RunFolder:
             be written.
         """
         check_writable(self.path)
-        # A lock alone is what a run leaves that was refused, or that died before it had begun.
-        if not self.path.is_dir() or all(path.name == "lock" for path in self.path.iterdir()):
+        if not self._has_begun():
             return {}
         if not resume:
             raise UserError(
@@ -88,6 +88,17 @@ class RunFolder:
                 f"may change. Give the old values, or start another RUN"
             )
         return changes
+
+    def _has_begun(self) -> bool:
+        """Whether there is more than a run leaves that was refused, or that died before it had begun."""
+        return any(path.is_file() and path.name not in ("lock", self.log.name) for path in self.path.rglob("*"))
+
+    def discard(self) -> None:
+        """Remove the folders and the log of a run that was refused before it had begun; its lock stays."""
+        if not self._has_begun():
+            for folder in (self.events, self.checkpoints, self.models):
+                shutil.rmtree(folder, ignore_errors=True)
+            self.log.unlink(missing_ok=True)
 
     def settled(self, config: Config) -> Config:
         """The configuration with what it leaves open, `precision: auto`, as the run that is there has settled it."""
