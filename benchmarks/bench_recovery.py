@@ -2,8 +2,8 @@
 
 python -m benchmarks.bench_recovery [--kills 20] [--seed 0]
 
-Weights, metrics without their timing, and TensorBoard events are compared bit for bit. Every kill is a fresh run; it is
-killed twice before it may finish, so that resumed runs are killed too.
+Weights, metrics without their timing, and TensorBoard events are compared bit for bit. Every run is killed
+twice before it may finish, so that resumed runs are killed too.
 """
 
 import statistics
@@ -62,6 +62,8 @@ def main():
     parser.add_argument("--kills", type=int, default=20, help="kills to try")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     arguments = parser.parse_args()
+    if arguments.kills < KILLS_PER_RUN or arguments.kills % KILLS_PER_RUN:
+        parser.error(f"--kills {arguments.kills}: it must be a positive multiple of {KILLS_PER_RUN}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder)

@@ -142,11 +142,13 @@ def divergence_check_seconds(gan, densities, repeats: int) -> tuple[float, float
 
     watched, unwatched = step(gan._note_divergence), step(lambda *_: None)
     differences = []
-    for repeat in range(-4, repeats):  # the first compile
+    for with_r1 in {False, gan.config.r1_weight > 0}:
+        for compiled in (watched, unwatched):
+            compiled(with_r1)
+    for repeat in range(repeats):
         with_r1 = gan.config.r1_weight > 0 and repeat // 2 % gan.config.r1_interval == 0
         seconds = {run: run(with_r1) for run in ((watched, unwatched) if repeat % 2 else (unwatched, watched))}
-        if repeat >= 0:
-            differences.append(seconds[watched] - seconds[unwatched])
+        differences.append(seconds[watched] - seconds[unwatched])
     del gan._note_divergence
     kept = np.sort(differences)[repeats // 10 : repeats - repeats // 10]
     return float(np.mean(kept)), float(np.std(kept) / len(kept) ** 0.5)

@@ -26,7 +26,7 @@ from utils.runs import check_weights, find_weights, load_run_config
 _INITIAL_SIGMA = 0.02
 # Units of the hidden layers of the spectral critic, about as many as a slice of 64 x 64 has numbers in its spectra.
 _CRITIC_UNITS = 64
-# e^20 a is some 10^9 particles per voxel, far above any universe; beyond it float32 would reach infinity.
+# e^20, some 5 10^8 particles per voxel, is far above any universe; at e^88 float32 would reach infinity.
 _MAX_LOG_DENSITY = 20.0
 # Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory.
 _SAMPLING_BATCH = 128

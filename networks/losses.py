@@ -18,6 +18,9 @@ from utils.transforms import invtransform, transform
 _SPECTRA_SLICES, _TAIL_SLICES = 2048, 8192
 # Slices read at a time.
 _BATCH = 256
+# Smallest scatter of the logarithms of spectra and of mean densities; slices that are normalised one by one may have
+# none, and a critic that divides by it would take the smallest difference for an endless one.
+_MIN_SCATTER = 1e-3
 
 
 def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
@@ -124,7 +127,7 @@ class TrainingSet(NamedTuple):
     spectra_mean: np.ndarray | None = None
     """(N + 2,), mean over slices of their `networks.spectra.log_spectra`."""
     spectra_sigma: np.ndarray | None = None
-    """(N + 2,), standard deviation of those."""
+    """(N + 2,), standard deviation of those, or a thousandth where it is less."""
     tail: Tail | None = None
     """How many pixels are how bright."""
 
@@ -165,5 +168,5 @@ def _measure_spectra(config: Config, batches: Iterable[np.ndarray]) -> dict[str,
         "power_s": power_s,
         "power": power,
         "spectra_mean": features.mean(axis=0),
-        "spectra_sigma": features.std(axis=0),
+        "spectra_sigma": np.maximum(features.std(axis=0), _MIN_SCATTER),
     }

@@ -19,8 +19,8 @@ def part_done(step: tf.Tensor, total_steps: int) -> tf.Tensor:
 def learning_rate_factor(step: tf.Tensor, total_steps: int | None, config: Config) -> tf.Tensor | float:
     """What the learning rates are multiplied with, by `lr_schedule`.
 
-    1, or half a cosine from 1 at step 0 to zero at the last step (Loshchilov & Hutter 2017, arXiv:1608.03983, eq. 5
-    without restarts).
+    1, or half a cosine from 1 at step 0 towards zero, which it would reach after the last step (Loshchilov & Hutter
+    2017, arXiv:1608.03983, eq. 5 without restarts).
     """
     if config.lr_schedule == "constant":
         return 1.0
