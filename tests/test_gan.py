@@ -10,10 +10,10 @@ import tensorflow as tf
 from networks.dcgan import build_generator, density_from_pre_activation, load_weights, round_stochastically
 from networks.gan import GAN
 from networks.images import images_from_density, images_from_s, random_symmetry
-from networks.layers import SoftCap
+from networks.layers import BatchNormalization, Conv2D, SoftCap
 from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
 from tests import numpy_twin
-from utils.transforms import transform
+from utils.transforms import invtransform, transform
 
 
 @pytest.fixture
@@ -399,6 +399,48 @@ def test_spectral_loss_is_of_slices_as_the_discriminator_sees_them(tiny_config, 
         power = np.mean(np.abs(np.fft.fft2(field)) ** 2, axis=0)
         terms.append(np.mean([np.log(power[rings == ring].mean() / target[0]) ** 2 for ring in range(1, 5)]))
     assert float(gan._spectral_loss(s, density)) == pytest.approx(np.mean(terms), rel=1e-4)
+
+
+def drawn(config, densities, step=5):
+    """What `train_on_densities` makes of raw slices, in place of the update: real slices in s, and label flips."""
+    gan = GAN(config)
+    gan._update = lambda real, z, flips, step, with_r1: (real.numpy()[..., 0], flips.numpy()[:, 0])
+    return gan._draw_and_update(tf.constant(densities), tf.constant(step, tf.int64), False)
+
+
+def test_options_of_real_slices_reach_the_step(tiny_config, rng):
+    counts = rng.poisson(3.0, (512, 8, 8)).astype(np.int16)
+    real, flips = drawn(dataclasses.replace(tiny_config, label_flip=0.0), counts)
+    np.testing.assert_allclose(real, transform(counts, 4.0), atol=1e-6)
+    assert not flips.any()
+
+    real, flips = drawn(dataclasses.replace(tiny_config, label_flip=0.3, augment=True), counts)
+    # Five standard deviations of a share of 512.
+    assert flips.mean() == pytest.approx(0.3, abs=0.1)
+    np.testing.assert_allclose(np.sort(real, axis=None), np.sort(transform(counts, 4.0), axis=None), atol=1e-6)
+    kept = [np.array_equal(own, other) for own, other in zip(real, transform(counts, 4.0), strict=True)]
+    assert np.mean(kept) == pytest.approx(1 / 8, abs=0.08)
+
+    real, _ = drawn(dataclasses.replace(tiny_config, dequantise=True), counts)
+    noise = invtransform(real.astype(float), 4.0) - counts
+    assert -1e-4 < noise.min() < 0.01
+    assert 0.99 < noise.max() < 1.0001
+    assert noise.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_norms_are_those_asked_for(tiny_config):
+    for generator_norm, discriminator_norm in (("batch", "batch"), ("renorm", "none")):
+        config = dataclasses.replace(tiny_config, generator_norm=generator_norm, discriminator_norm=discriminator_norm)
+        gan = GAN(config)
+        norms = [
+            [layer for layer in network.layers if isinstance(layer, BatchNormalization)]
+            for network in (gan.generator, gan.discriminator)
+        ]
+        renorm = generator_norm == "renorm"
+        assert [(norm.renormalized, norm.momentum) for norm in norms[0]] == 2 * [(renorm, 0.99 if renorm else 0.9)]
+        assert len(norms[1]) == (2 if discriminator_norm == "batch" else 0)
+        convolutions = [layer for layer in gan.discriminator.layers if isinstance(layer, Conv2D)]
+        assert [layer.use_bias for layer in convolutions] == 2 * [discriminator_norm == "none"]
 
 
 def test_random_symmetry_draws_all_eight_and_nothing_else(rng):
