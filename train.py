@@ -44,10 +44,16 @@ EPOCHS_BETWEEN_WEIGHTS = 10
 
 
 class Diverged(CleanExit):
-    """Training has produced something that is no longer a finite number."""
+    """Training has produced something that is no longer a finite number; `where` the last good state is."""
 
     exit_code = EXIT_DIVERGED
     label = "error: "
+
+    def __init__(self, what: str, where):
+        super().__init__(
+            f"training diverged: {what}; the last good state is in {where}; go on from it with --resume "
+            f"--set learn_rate=[1e-4,1e-4] or the like"
+        )
 
 
 def parse_arguments():
@@ -390,10 +396,7 @@ def check_finite(gan, where) -> None:
     divergence = gan.first_divergence()
     if divergence:
         step, tensor = divergence
-        raise Diverged(
-            f"training diverged: {tensor} was not finite in step {step}; the last good state is in {where}; "
-            f"go on from it with --resume --set learn_rate=[1e-4,1e-4] or the like"
-        )
+        raise Diverged(f"{tensor} was not finite in step {step}", where)
 
 
 def pace(config: Config, watch: Stopwatch, steps: int) -> dict[str, float]:
@@ -422,10 +425,7 @@ def save_state(gan, monitor, folder: RunFolder) -> None:
     arrays = {name: variable.numpy() for name, variable in gan.state().items()}
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
-        raise Diverged(
-            f"training diverged: {bad[0]} is not finite after step {gan.step}; the last good state is in "
-            f"{folder.checkpoints}; go on from it with --resume --set learn_rate=[1e-4,1e-4] or the like"
-        )
+        raise Diverged(f"{bad[0]} is not finite after step {gan.step}", folder.checkpoints)
     meta = {"best": monitor.best, "records": folder.record_sizes()}
     keep, best = monitor.config.save_keep, folder.best_weights()
     path = save_checkpoint(folder.checkpoints, gan.step, arrays, meta, keep, weights=best)
