@@ -117,9 +117,6 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
     with single_writer(folder.path / "lock"):
         try:
             train(arguments, config, training, validation, folder, crew, stop)
-        except UserError:
-            folder.discard()
-            raise
         except OSError as error:
             if not is_mendable(error):
                 raise
@@ -129,12 +126,13 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            folder.discard()
             raise UserError(
                 f"not enough memory to train on batches of {config.batchsize} images of {config.img_dim} x "
                 f"{config.img_dim} with these networks; start another RUN with a smaller batchsize or narrower "
                 f"networks, or go on with --resume on more devices, or on one with more memory"
             ) from error
+        finally:
+            folder.discard()
 
 
 def train(

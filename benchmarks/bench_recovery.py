@@ -2,8 +2,8 @@
 
 python -m benchmarks.bench_recovery [--kills 20] [--seed 0]
 
-Weights, metrics without their timing, and TensorBoard events are compared bit for bit. Every run is killed
-twice before it may finish, so that resumed runs are killed too.
+Weights, metrics without their timing, and TensorBoard events are compared bit for bit. Every run is killed twice before
+it may finish, so that resumed runs are killed too.
 """
 
 import statistics

@@ -277,11 +277,10 @@ def test_r1_penalty_is_lazy(tiny_config, rng):
     )
 
 
-def weights_after_a_step(config, rng_seed=3, total_steps=None, step=0):
+def weights_after_a_step(config):
     """The discriminator's, all in one array, of a new GAN."""
-    gan = GAN(config, total_steps)
-    gan.step = step
-    gan.train_step(*inputs(config, np.random.default_rng(rng_seed)))
+    gan = GAN(config)
+    gan.train_step(*inputs(config, np.random.default_rng(3)))
     return np.concatenate([weight.numpy().ravel() for weight in gan.discriminator.trainable_variables])
 
 

@@ -94,7 +94,7 @@ class RunFolder:
         return any(path.is_file() and path.name not in ("lock", self.log.name) for path in self.path.rglob("*"))
 
     def discard(self) -> None:
-        """Remove the folders and the log of a run that was refused before it had begun; its lock stays."""
+        """Remove folders and log if the run has not begun; its lock stays. A run that has begun is left alone."""
         if not self._has_begun():
             for folder in (self.events, self.checkpoints, self.models):
                 shutil.rmtree(folder, ignore_errors=True)
