@@ -86,9 +86,9 @@ def start_tensorflow(
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether this is what NumPy or TensorFlow raise where memory, of the processor or a GPU, does not suffice."""
-    import tensorflow as tf
-
-    return isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+    # Before TensorFlow is there, the error is none of its own; importing it now would put its notes on the terminal.
+    tf = sys.modules.get("tensorflow")
+    return isinstance(error, MemoryError) or (tf is not None and isinstance(error, tf.errors.ResourceExhaustedError))
 
 
 def avoid_failing_fusion(discriminator_norm: str) -> None:
