@@ -187,7 +187,8 @@ def similar_pairs(job: Job, generated: Generated, real: Real) -> list[tuple]:
 
 def interpolations(generator, seed: int) -> np.ndarray:
     """Densities (PATHS, STEPS, N, N) along great circles between two latent vectors (White 2016, arXiv:1609.04468)."""
-    from networks.dcgan import density_from_pre_activation, with_pre_activation
+    from networks.dcgan import with_pre_activation
+    from networks.images import density_from_pre_activation
 
     first, second = np.random.default_rng(seed).normal(size=(2, PATHS, 1, generator.noise_vect_len))
     norms = np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)

@@ -5,7 +5,6 @@ GPU prefers the other; `datafmt` is the layout of the images that go in and come
 """
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from networks.images import density_from_pre_activation, random_symmetry, round_stochastically
 from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling, SoftCap
 from networks.matching import HistogramMatching
 from networks.precision import hidden_dtype
@@ -26,8 +26,6 @@ from utils.runs import check_weights, find_weights, load_run_config
 _INITIAL_SIGMA = 0.02
 # Units of the hidden layers of the spectral critic, about as many as a slice of 64 x 64 has numbers in its spectra.
 _CRITIC_UNITS = 64
-# e^20, some 5 10^8 particles per voxel, is far above any universe; at e^88 float32 would reach infinity.
-_MAX_LOG_DENSITY = 20.0
 # Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory.
 _SAMPLING_BATCH = 128
 
@@ -38,6 +36,7 @@ class Generator(keras.Model):
     datascale: float
     noise_vect_len: int
     rounding: str
+    turning: bool
 
     def sample(self, number: int, seed: int = 0, progress: bool = False) -> np.ndarray:
         """Draw slices of generated universes.
@@ -109,6 +108,7 @@ def build_generator(config: Config) -> Generator:
     generator.datascale = config.datascale
     generator.noise_vect_len = config.noise_vect_len
     generator.rounding = "down" if config.dequantise else "stochastic" if config.count_noise else "none"
+    generator.turning = config.augment
     return generator
 
 
@@ -199,23 +199,15 @@ def unmatched_function(generator: Generator) -> tf.types.experimental.Polymorphi
     return draw
 
 
-def density_from_pre_activation(u: tf.Tensor, datascale: float, max_log: float = _MAX_LOG_DENSITY) -> tf.Tensor:
-    """The density x = a exp(2u) [particles per voxel], its exponent clipped at `max_log`; any shape, float32."""
-    return tf.exp(tf.minimum(2.0 * u + math.log(datascale), max_log))
-
-
-def round_stochastically(density: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
-    """Round up with a probability that leaves the mean: floor(x + uniform noise in [0, 1)); any shape, float32."""
-    return tf.floor(density + uniform)
-
-
 def density_function(generator: Generator) -> tf.types.experimental.PolymorphicFunction:
     """A compiled function that draws densities, with moving batch statistics.
 
     Returns
     -------
     callable
-        (number, seed (2,) int64) -> densities (number, N, N), float32, rounded as the generator was trained for.
+        (number, seed (2,) int64) -> densities (number, N, N), float32, rounded as the generator was trained for and,
+        with `augment`, each in one of the eight symmetries of the square: a network has places that it prefers for its
+        filaments, by which its slices would be more alike than real ones.
     """
     model = with_pre_activation(generator)
 
@@ -223,12 +215,16 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
     def draw(number, seed):
         _, u = model(tf.random.stateless_normal((number, generator.noise_vect_len), seed), training=False)
         density = density_from_pre_activation(u, generator.datascale)
-        if generator.rounding == "none":
-            return density
         if generator.rounding == "down":
-            return tf.floor(density)
-        own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
-        return round_stochastically(density, tf.random.stateless_uniform(tf.shape(density), own_seed))
+            density = tf.floor(density)
+        elif generator.rounding == "stochastic":
+            own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
+            density = round_stochastically(density, tf.random.stateless_uniform(tf.shape(density), own_seed))
+        if generator.turning:
+            own_seed = tf.random.experimental.stateless_fold_in(seed, 3)
+            coins = tf.random.stateless_uniform((number, 3), own_seed) < 0.5
+            density = random_symmetry(density[..., None], coins)[..., 0]  # (n, N, N) -> (n, N, N, 1) -> (n, N, N)
+        return density
 
     return draw
 

@@ -1,16 +1,27 @@
-"""Slices as the discriminator sees them."""
+"""Slices as tensors: from the generator's last pre-activation to densities, and to what the discriminator sees."""
 
 import math
 
 import tensorflow as tf
 
-from networks.dcgan import density_from_pre_activation, round_stochastically
 from networks.layers import RESCALE
 from networks.spectra import MAX_DENSITY_IN_LOSS
 from utils.config import Config
 from utils.transforms import invtransform, transform
 
 MAX_LOG_DENSITY_IN_LOSS = math.log(MAX_DENSITY_IN_LOSS)
+# e^20, some 5 10^8 particles per voxel, is far above any universe; at e^88 float32 would reach infinity.
+_MAX_LOG_DENSITY = 20.0
+
+
+def density_from_pre_activation(u: tf.Tensor, datascale: float, max_log: float = _MAX_LOG_DENSITY) -> tf.Tensor:
+    """The density x = a exp(2u) [particles per voxel], its exponent clipped at `max_log`; any shape, float32."""
+    return tf.exp(tf.minimum(2.0 * u + math.log(datascale), max_log))
+
+
+def round_stochastically(density: tf.Tensor, uniform: tf.Tensor) -> tf.Tensor:
+    """Round up with a probability that leaves the mean: floor(x + uniform noise in [0, 1)); any shape, float32."""
+    return tf.floor(density + uniform)
 
 
 def images_from_s(s: tf.Tensor, config: Config) -> tf.Tensor:

@@ -7,9 +7,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from networks.dcgan import build_generator, density_from_pre_activation, load_weights, round_stochastically
+from networks.dcgan import build_generator, load_weights
 from networks.gan import GAN
-from networks.images import images_from_density, images_from_s, random_symmetry
+from networks.images import (
+    density_from_pre_activation,
+    images_from_density,
+    images_from_s,
+    random_symmetry,
+    round_stochastically,
+)
 from networks.layers import BatchNormalization, Conv2D, SoftCap
 from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
 from tests import numpy_twin
@@ -450,6 +456,18 @@ def test_random_symmetry_draws_all_eight_and_nothing_else(rng):
     counts = [sum(np.array_equal(image, symmetry) for image in drawn) for symmetry in allowed]
     assert sum(counts) == 400
     assert min(counts) > 20
+
+
+def test_with_augment_slices_are_drawn_in_all_eight_symmetries(tiny_config):
+    """The same noise, for a generator that was trained with `augment` and for one that was not."""
+    configs = (dataclasses.replace(tiny_config, augment=augment) for augment in (False, True))
+    plain, turned = (GAN(config).sample(200, seed=3) for config in configs)
+    found = np.zeros(8, int)
+    for image, original in zip(turned, plain, strict=True):
+        symmetries = [np.rot90(flip, turns) for flip in (original, original.T) for turns in range(4)]
+        found += [np.array_equal(image, symmetry) for symmetry in symmetries]
+    assert found.sum() == 200
+    assert found.min() > 8
 
 
 def test_stochastic_rounding_keeps_the_mean_and_gives_whole_numbers():

@@ -56,7 +56,7 @@ class Config:
     precision: str = _key("arithmetic of the hidden layers: float32, mixed_bfloat16, mixed_float16 or auto", "float32")
     seed: int = _key("seed of every random number of the run", 0)
     random_crops: bool = _key("training slices cut anew at random places of their periodic planes", False)
-    augment: bool = _key("random flips, quarter turns and transpositions of the training slices", False)
+    augment: bool = _key("training slices, and generated ones when drawn, in random symmetries of the square", False)
     dequantise: bool = _key("add uniform noise in [0, 1) to integer pixels; generated densities are floored", False)
     count_noise: bool = _key("round generated densities stochastically to whole particles, as simulations do", False)
     adam_betas: tuple[float, float] = _key("Adam's decay rates of the two moments", (0.5, 0.999))
