@@ -18,8 +18,8 @@ from utils.slices import open_slices
 def monitor_of(tmp_path, tiny_config):
     """A monitor of a run that is judged by the given metric."""
 
-    def make(metric, images) -> Monitor:
-        config: Config = dataclasses.replace(tiny_config, img_dim=32, best_metric=metric)
+    def make(metric, images, **changes) -> Monitor:
+        config: Config = dataclasses.replace(tiny_config, img_dim=32, best_metric=metric, **changes)
         for split in ("train", "val"):
             np.save(tmp_path / f"raw_{split}.npy", images[..., np.newaxis])
         folder = RunFolder("tiny", metric, tmp_path)
@@ -63,6 +63,23 @@ def test_best_is_best_by_the_metric(monitor_of, metric):
     assert np.argmin(values) == (1 if metric == "chisq" else 2)
     assert "bispectrum" not in found[0].scores
     assert found[2].scores["figure_of_merit"] < 4 < found[0].scores["figure_of_merit"]
+
+
+def test_it_draws_and_compares_with_as_many_slices_as_configured(monitor_of):
+    images = slices(range(2))[0]
+    drawn = []
+
+    def sample(number, seed):
+        drawn.append(number)
+        return images[:number]
+
+    monitor = monitor_of("chisq", images, checkpt_samples=7)
+    monitor.checkpoint(0, 0.0, {}, sample, {})
+    assert drawn == [7]
+    # One of each seventh of the set.
+    ends = np.arange(1, 8) * len(images) // 7
+    places = [int(np.flatnonzero((images == image).all(axis=(1, 2)))[0]) for image in monitor._real_images]
+    np.testing.assert_array_equal(np.searchsorted(ends, places, side="right"), range(7))
 
 
 def test_costly_checkpoints_are_told_once(monitor_of, caplog, monkeypatch):

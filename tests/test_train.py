@@ -10,6 +10,7 @@ import pytest
 from networks.dcgan import load_generator
 from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_config
 from tests.run_files import events, metrics
+from utils.checkpoints import saved_steps
 from utils.cli import UserError
 from utils.config import Config
 from utils.runs import RunFolder, load_run_config
@@ -110,7 +111,9 @@ def test_old_npy_files_are_trained_on_as_they_are(workplace, sliced):
     process = train(workplace, 0)
     assert process.returncode == 0, process.stderr
     assert metrics(workplace / "expts" / "tiny" / "run0")[-1]["step"] == 2
-    assert load_generator(workplace / "expts" / "tiny" / "run0", "last").sample(5).shape == (5, 8, 8)
+    generator = load_generator(workplace / "expts" / "tiny" / "run0", "last")
+    assert generator.output_shape == (None, 8, 8, 1)
+    assert generator.sample(5).shape == (5, 8, 8)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +155,8 @@ def test_every_option_together(workplace):
         "ema_decay": 0.9,
         "adam_betas": [0.0, 0.99],
         "DG_update_ratio": 4,
+        "save_steps": 1,
+        "save_keep": 3,
     }
     write_config(workplace, **options)
     process = train(workplace, 0)
@@ -159,6 +164,7 @@ def test_every_option_together(workplace):
     assert process.stderr == ""
     run = workplace / "expts" / "tiny" / "run0"
     assert {"r1_penalty", "spectral_loss"} <= metrics(run)[-1].keys()
+    assert saved_steps(run / "checkpoints") == [EPOCH - 2, EPOCH - 1, EPOCH]
     counts = load_generator(run, "last").sample(4)
     np.testing.assert_array_equal(counts, np.floor(counts))
 
