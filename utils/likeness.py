@@ -26,7 +26,7 @@ DEFINITIONS = {
     "repetition": (
         "distance of each slice to the nearest other one of its set: how far the cumulative distribution of the"
         " generated set is above that of the real one (slices repeat), or below that of the real one with neighbours in"
-        " other universes only; 0 in between"
+        " other universes only; 0 in between; neighbours in any of the eight orientations"
     ),
     "memorisation": (
         "Kolmogorov-Smirnov distance of the distances from generated and from held-back real slices to their nearest"
@@ -54,7 +54,8 @@ class Likeness:
     share: np.ndarray
     """(p,) float64, weight of each pair: less where more were drawn, so that all pairs of slices count the same."""
     nearest: np.ndarray
-    """(n, G) float32, distance to the nearest other slice of each group; infinite without any, or if not looked for."""
+    """(n, G) float32, distance to the nearest other slice of each group in any of the eight orientations; infinite
+    without any, or if not looked for."""
     training: np.ndarray
     """(n,) float32, distance to the nearest training slice; NaN without a training set."""
 
@@ -276,10 +277,10 @@ def _nearest_in_groups(fields, group, comparable) -> np.ndarray:
     for target in range(len(comparable)):
         members, others = group == target, comparable[group, target] & (group != target)
         nearest[members, target] = nearest_neighbours(
-            fields[members], fields[members], excluded=np.arange(np.count_nonzero(members))
+            fields[members], fields[members], symmetries=True, excluded=np.arange(np.count_nonzero(members))
         ).distance
         if others.any():
-            nearest[others, target] = nearest_neighbours(fields[others], fields[members]).distance
+            nearest[others, target] = nearest_neighbours(fields[others], fields[members], symmetries=True).distance
     return nearest
 
 
