@@ -74,7 +74,7 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check
 
 test: lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile
 
 bench: $(VENV)/.installed-test
 	$(RUN) -m benchmarks
