@@ -26,6 +26,8 @@ from utils.runs import check_weights, find_weights, load_run_config
 _INITIAL_SIGMA = 0.02
 # Units of the hidden layers of the spectral critic, about as many as a slice of 64 x 64 has numbers in its spectra.
 _CRITIC_UNITS = 64
+# Independent streams of random numbers of one draw, beside those of the noise.
+_ROUNDING, _UNMATCHED, _TURNING = 1, 2, 3
 # Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory.
 _SAMPLING_BATCH = 128
 
@@ -36,7 +38,9 @@ class Generator(keras.Model):
     datascale: float
     noise_vect_len: int
     rounding: str
+    """Of densities, when drawn: none, down or stochastic."""
     turning: bool
+    """Whether slices are drawn in random symmetries of the square."""
 
     def sample(self, number: int, seed: int = 0, progress: bool = False) -> np.ndarray:
         """Draw slices of generated universes.
@@ -193,7 +197,7 @@ def unmatched_function(generator: Generator) -> tf.types.experimental.Polymorphi
 
     @tf.function(reduce_retracing=True, autograph=False)
     def draw(number, seed):
-        own_seed = tf.random.experimental.stateless_fold_in(seed, 2)
+        own_seed = tf.random.experimental.stateless_fold_in(seed, _UNMATCHED)
         return model(tf.random.stateless_normal((number, generator.noise_vect_len), own_seed), training=False)
 
     return draw
@@ -218,10 +222,10 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
         if generator.rounding == "down":
             density = tf.floor(density)
         elif generator.rounding == "stochastic":
-            own_seed = tf.random.experimental.stateless_fold_in(seed, 1)
+            own_seed = tf.random.experimental.stateless_fold_in(seed, _ROUNDING)
             density = round_stochastically(density, tf.random.stateless_uniform(tf.shape(density), own_seed))
         if generator.turning:
-            own_seed = tf.random.experimental.stateless_fold_in(seed, 3)
+            own_seed = tf.random.experimental.stateless_fold_in(seed, _TURNING)
             coins = tf.random.stateless_uniform((number, 3), own_seed) < 0.5
             density = random_symmetry(density[..., None], coins)[..., 0]  # (n, N, N) -> (n, N, N, 1) -> (n, N, N)
         return density
