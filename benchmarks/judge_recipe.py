@@ -101,7 +101,8 @@ def halo_shape(images: np.ndarray) -> tuple[float, float]:
     -------
     float, float
         Mean ratio of the four nearest pixels to the peak; and the share of peaks on the commonest of the four
-        combinations of odd and even rows and columns, 1/4 where the grid has no say.
+        combinations of odd and even rows and columns, 1/4 where the grid has no say, and with `augment`, since a flip
+        makes odd rows even.
     """
     images = images.astype(float)
     inner = images[:, 1:-1, 1:-1]

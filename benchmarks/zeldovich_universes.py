@@ -52,7 +52,7 @@ def counts(seed: int) -> np.ndarray:
     delta[0, 0, 0] = 0.0
     voxels = []
     for axis, component in enumerate(vectors):
-        displacement = np.fft.irfftn(1j * component / k**2 * delta, (SIDE,) * 3)
+        displacement = np.fft.irfftn(1j * component / k**2 * delta)
         start = np.arange(SIDE).reshape(np.roll((SIDE, 1, 1), axis))
         voxels.append(np.floor(start + displacement).astype(int) % SIDE)
     where = np.ravel_multi_index([one.ravel() for one in voxels], (SIDE,) * 3)
