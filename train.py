@@ -16,7 +16,6 @@ import dataclasses
 import json
 import shlex
 import sys
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -32,15 +31,13 @@ from utils.files import HDF5_OVERHEAD, atomic_path
 from utils.lock import single_writer
 from utils.logs import log, start_log
 from utils.messages import describe_machine, describe_slices, duration, progress_line, score_line
+from utils.plan import Due, RunPlan
 from utils.provenance import differences, run_record
 from utils.runs import RunFolder, check_weights, find_weights, stamp_weights
 from utils.signals import Stopped, StopRequest, listen
 from utils.slices import SliceSet, open_slices
 from utils.timing import Stopwatch
 from utils.version import VERSION
-
-# Weights are kept after every so many epochs, whatever their scores.
-EPOCHS_BETWEEN_WEIGHTS = 10
 
 
 class Diverged(CleanExit):
@@ -145,42 +142,18 @@ def train(
     stop: StopRequest,
 ) -> None:
     """Build everything and train: from top to bottom."""
-    # 1. Begin the records, or bring them back to where the checkpoint was.
-    epoch_steps = len(training) // config.batchsize
-    total_steps = config.Nepochs * epoch_steps
-    checkpoint = begin_records(config, folder, total_steps)
+    plan = RunPlan(config, len(training))
+    checkpoint = begin_records(plan, folder)
     log.info("training slices: %s", describe_slices(training))
     log.info("validation slices: %s", describe_slices(validation))
-
-    # 2. Build. TensorFlow takes seconds to import: whoever mistyped a key has heard of it by now.
-    if crew.size > 1:
-        log.info("%s: waiting for %d other workers", crew.cluster.source, crew.size - 1)
-    machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet)
-    log.info("computing on %s", describe_machine(machine.description))
-    config = settle_precision(config, machine)
-    log.info("precision: %s", config.precision)
+    gan, monitor = set_up(arguments, plan, training, validation, folder, crew, checkpoint)
     from networks.profile import StepProfile
-    from utils.monitor import Monitor
 
-    record = run_record(config, {"train": training, "val": validation}, machine.description)
-    for difference in differences(folder.read_record(), record) if checkpoint else []:
-        log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
-    log.debug("record\n%s", json.dumps(record, indent=2))
-    gan = build_gan(config, training, total_steps, machine.strategy)
-    monitor = Monitor(config, validation, training.mean, folder)
-    set_weights(gan, monitor, checkpoint, arguments.init_from)
-    folder.write_config(config)
-    folder.write_record(record)
-    if not checkpoint:
-        # From here on there is always a state to go on from.
-        save_state(gan, monitor, folder)
-
-    # 3. Train.
-    log.info("training: %d epochs of %d steps, %d steps in all", config.Nepochs, epoch_steps, total_steps)
+    log.info("training: %d epochs of %d steps, %d steps in all", config.Nepochs, plan.epoch_steps, plan.total_steps)
     gan.share_state()
     watch, first_step = Stopwatch(), gan.step
-    batches = open_stream(config, training, gan.step, total_steps, crew)
-    bar = tqdm(total=total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
+    batches = open_stream(plan, training, gan.step, crew)
+    bar = tqdm(total=plan.total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
     profile = StepProfile(folder.profile, first_step) if arguments.profile else None
     with batches, bar:
         for densities in batches:
@@ -188,7 +161,7 @@ def train(
             step = gan.step
             if profile:
                 profile.after_step(step, losses)
-            due = what_is_due(config, step, first_step, epoch_steps, total_steps)
+            due = plan.due(step, first_step)
             stopping = asked_to_stop(gan, crew, stop, due)
             bar.update()
             if any(due) or stopping:
@@ -198,14 +171,14 @@ def train(
                 with watch.measure("matching"):
                     gan.match_histogram()
             if due.log:
-                log.info(progress_line(step, total_steps, epoch_steps, losses, pace(config, watch, step - first_step)))
+                log.info(progress_line(step, plan, losses, pace(config, watch, step - first_step)))
             if due.checkpoint:
                 timing = pace(config, watch, step - first_step) | {"wait_share": batches.waited / watch.total}
                 with watch.measure("monitor"):
-                    evaluate(gan, monitor, folder, step / epoch_steps, timing)
+                    evaluate(gan, monitor, folder, step / plan.epoch_steps, timing)
             if due.weights:
                 # Epochs count from 0 in the names, as they did in the old suite.
-                save_weights(gan, folder, f"{step // epoch_steps - 1:04d}")
+                save_weights(gan, folder, f"{step // plan.epoch_steps - 1:04d}")
             if due.end:
                 save_weights(gan, folder, "_last")
             if due.save or stopping:
@@ -217,20 +190,20 @@ def train(
     if profile:
         profile.close(gan.step)
 
-    # 4. Say where the time went and what to do next.
     shares = watch.shares() | {"waiting for data": batches.waited / watch.total}
     log.info("time: %s in all; of it %s", duration(watch.total), ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     log.info("DONE; score the result with: python analyze_output.py %s %s", config.tag, arguments.run)
 
 
-def begin_records(config: Config, folder: RunFolder, total_steps: int) -> Checkpoint | None:
+def begin_records(plan: RunPlan, folder: RunFolder) -> Checkpoint | None:
     """Make the run's folder ready to go on from its newest state, and begin the log. Gives that state, if any."""
+    config = plan.config
     changes = folder.check(config, resume=True)
     checkpoint, damaged = newest_checkpoint(folder.checkpoints)
-    if checkpoint and checkpoint.meta["step"] > total_steps:
+    if checkpoint and checkpoint.meta["step"] > plan.total_steps:
         raise UserError(
             f"{folder.path} is at step {checkpoint.meta['step']} already, {config.Nepochs} epochs end at step "
-            f"{total_steps}: ask for more Nepochs"
+            f"{plan.total_steps}: ask for more Nepochs"
         )
     folder.create()
     lost_weights = folder.cut_back(checkpoint)
@@ -247,6 +220,42 @@ def begin_records(config: Config, folder: RunFolder, total_steps: int) -> Checkp
     if "Nepochs" in changes and (config.lr_schedule != "constant" or config.r1_growth != 1):
         log.warning("lr_schedule and r1_growth count the part of the run that is done: that is another one now")
     return checkpoint
+
+
+def set_up(
+    arguments,
+    plan: RunPlan,
+    training: SliceSet,
+    validation: SliceSet,
+    folder: RunFolder,
+    crew: Crew,
+    checkpoint: Checkpoint | None,
+):
+    """Start TensorFlow and build what trains and what watches: the GAN, at the state to go on from, and its monitor.
+
+    TensorFlow takes seconds to import: whoever mistyped a key has heard of it by now.
+    """
+    if crew.size > 1:
+        log.info("%s: waiting for %d other workers", crew.cluster.source, crew.size - 1)
+    machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet)
+    log.info("computing on %s", describe_machine(machine.description))
+    plan = settle_precision(plan, machine)
+    log.info("precision: %s", plan.config.precision)
+    from utils.monitor import Monitor
+
+    record = run_record(plan.config, {"train": training, "val": validation}, machine.description)
+    for difference in differences(folder.read_record(), record) if checkpoint else []:
+        log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
+    log.debug("record\n%s", json.dumps(record, indent=2))
+    gan = build_gan(plan, training, machine.strategy)
+    monitor = Monitor(plan.config, validation, training.mean, folder)
+    set_weights(gan, monitor, checkpoint, arguments.init_from)
+    folder.write_config(plan.config)
+    folder.write_record(record)
+    if not checkpoint:
+        # From here on there is always a state to go on from.
+        save_state(gan, monitor, folder)
+    return gan, monitor
 
 
 def set_weights(gan, monitor, checkpoint: Checkpoint | None, init_from: str | None) -> None:
@@ -278,17 +287,15 @@ def evaluate(gan, monitor, folder: RunFolder, epoch: float, timing: dict) -> Non
 def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: StopRequest) -> None:
     """Train as a worker that is not the first: compute its share of every batch, and write nothing."""
     machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet)
-    config = settle_precision(config, machine)
+    plan = settle_precision(RunPlan(config, len(training)), machine)
     print(f"{crew.cluster.name(crew.rank)} of {crew.size} computes its share; the first one writes log and results")
-    epoch_steps = len(training) // config.batchsize
-    total_steps = config.Nepochs * epoch_steps
-    gan = build_gan(config, training, total_steps, machine.strategy)
+    gan = build_gan(plan, training, machine.strategy)
     gan.share_state()
     first_step = gan.step
-    with open_stream(config, training, gan.step, total_steps, crew) as batches:
+    with open_stream(plan, training, gan.step, crew) as batches:
         for densities in batches:
             gan.train_on_densities(densities)
-            due = what_is_due(config, gan.step, first_step, epoch_steps, total_steps)
+            due = plan.due(gan.step, first_step)
             stopping = asked_to_stop(gan, crew, stop, due)
             if due.match:
                 gan.match_histogram()
@@ -296,33 +303,6 @@ def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: Stop
                 check_finite(gan, "the first worker's run folder")
             if stopping and not due.end:
                 raise Stopped(f"stopped by {stopping} after step {gan.step}; the first worker has saved everything")
-
-
-class Due(NamedTuple):
-    """What is to be done after a step."""
-
-    log: bool
-    checkpoint: bool
-    weights: bool
-    match: bool
-    save: bool
-    end: bool
-
-
-def what_is_due(config: Config, step: int, first_step: int, epoch_steps: int, total_steps: int) -> Due:
-    """All that happens every so many steps; the same for all workers."""
-    end = step == total_steps
-    checkpoint = step == 1 or step % config.checkpt_batch == 0 or end
-    weights = step % (EPOCHS_BETWEEN_WEIGHTS * epoch_steps) == 0
-    return Due(
-        log=step == first_step + 1 or step % config.print_batch == 0,
-        checkpoint=checkpoint,
-        weights=weights,
-        # Before weights are scored or kept.
-        match=config.match_histogram and (checkpoint or weights),
-        save=step % config.save_steps == 0 or end,
-        end=end,
-    )
 
 
 def asked_to_stop(gan, crew: Crew, stop: StopRequest, due: Due) -> str | None:
@@ -335,15 +315,17 @@ def asked_to_stop(gan, crew: Crew, stop: StopRequest, due: Due) -> str | None:
     return None
 
 
-def settle_precision(config: Config, machine) -> Config:
-    """The configuration with the precision that `auto` stands for on these devices; the same for all workers."""
+def settle_precision(plan: RunPlan, machine) -> RunPlan:
+    """The plan with the precision that `auto` stands for on these devices; the same for all workers."""
     from networks.precision import choose_precision
 
-    return dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
+    precision = choose_precision(plan.config.precision, machine.strategy)
+    return dataclasses.replace(plan, config=dataclasses.replace(plan.config, precision=precision))
 
 
-def build_gan(config: Config, training: SliceSet, total_steps: int, strategy):
+def build_gan(plan: RunPlan, training: SliceSet, strategy):
     """Both networks, on the devices of a strategy."""
+    config = plan.config
     if config.batchsize % strategy.num_replicas_in_sync:
         raise UserError(
             f"batchsize = {config.batchsize} cannot be shared equally by {strategy.num_replicas_in_sync} replicas; "
@@ -353,15 +335,15 @@ def build_gan(config: Config, training: SliceSet, total_steps: int, strategy):
     from networks.losses import measure_training_set
 
     avoid_failing_fusion(config.discriminator_norm)
-    return GAN(config, total_steps, measure_training_set(config, training), strategy)
+    return GAN(config, plan.total_steps, measure_training_set(config, training), strategy)
 
 
-def open_stream(config: Config, training: SliceSet, step: int, total_steps: int, crew: Crew):
+def open_stream(plan: RunPlan, training: SliceSet, step: int, crew: Crew):
     """This worker's share of the batches that are still to come."""
     from utils.streaming import BatchStream
 
-    share = (crew.rank, crew.size, config.random_crops)
-    return BatchStream(training, config.batchsize, config.seed, step, total_steps, *share)
+    config, share = plan.config, (crew.rank, crew.size)
+    return BatchStream(training, config.batchsize, config.seed, step, plan.total_steps, *share, config.random_crops)
 
 
 def again() -> str:

@@ -19,11 +19,11 @@ import time
 
 import numpy as np
 
-from benchmarks.bench_training import made_up_training_set
+from benchmarks.bench_training import made_up_training_set, start
 from tests.test_workers import free_addresses
 from utils.cli import ArgumentParser, UserError, run
 from utils.cluster import find_cluster
-from utils.config import Config, load_config
+from utils.config import Config
 
 FLOAT32 = 4  # bytes
 
@@ -44,18 +44,11 @@ def bytes_per_step(gan, config: Config) -> int:
 
 def work(arguments) -> None:
     """Be one process: train on noise, print images/s and the bytes of a step."""
-    from networks.device import avoid_failing_fusion, start_tensorflow
-
-    machine = start_tensorflow("auto", arguments.devices, find_cluster())
+    machine, config = start(arguments.tag, [], choice="auto", devices=arguments.devices, cluster=find_cluster())
     from networks.gan import GAN
-    from networks.precision import choose_precision
 
     local = arguments.batch * (arguments.devices or 1)
-    config = load_config(
-        "config.yaml", arguments.tag, [f"batchsize={arguments.batch * machine.description['replicas']}"]
-    )
-    config = dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
-    avoid_failing_fusion(config.discriminator_norm)
+    config = dataclasses.replace(config, batchsize=arguments.batch * machine.description["replicas"])
     gan = GAN(config, total_steps=1000, training_set=made_up_training_set(config), strategy=machine.strategy)
     densities = np.random.default_rng(1).poisson(1.0, (local, config.img_dim, config.img_dim)).astype(np.int16)
     for step in range(-2, arguments.steps):

@@ -78,10 +78,10 @@ def step_parser(description: str, tag: str, steps: int) -> ArgumentParser:
     return parser
 
 
-def start(tag: str, overrides: list[str]) -> tuple[Machine, Config]:
-    """Start TensorFlow as `train.py` does, and resolve a tag's configuration on this machine."""
+def start(tag: str, overrides: list[str], **devices) -> tuple[Machine, Config]:
+    """Start TensorFlow on devices that `start_tensorflow` is told of, and resolve a tag's configuration on them."""
     config = load_config("config.yaml", tag, overrides)
-    machine = start_tensorflow()
+    machine = start_tensorflow(**devices)
     from networks.precision import choose_precision
 
     avoid_failing_fusion(config.discriminator_norm)

@@ -2,6 +2,7 @@
 
 from datetime import timedelta
 
+from utils.plan import RunPlan
 from utils.slices import SliceSet
 
 # Losses that every run has; what else a step computes is listed by its own name.
@@ -24,13 +25,13 @@ def describe_machine(machine: dict) -> str:
     return text
 
 
-def progress_line(step: int, total_steps: int, epoch_steps: int, losses: dict, timing: dict) -> str:
+def progress_line(step: int, plan: RunPlan, losses: dict, timing: dict) -> str:
     """The log line of a step: losses of this step, mean predicted probabilities, speed, time left."""
-    left = duration((total_steps - step) * timing["all_seconds_per_step"])
+    left = duration((plan.total_steps - step) * timing["all_seconds_per_step"])
     values = {name: float(loss) for name, loss in losses.items()}
     extra = "".join(f" {name} {value:.4f}" for name, value in values.items() if name not in _ALWAYS)
     return (
-        f"step {step}/{total_steps} epoch {(step - 1) // epoch_steps + 1} | d_loss {values['d_loss']:.4f} "
+        f"step {step}/{plan.total_steps} epoch {(step - 1) // plan.epoch_steps + 1} | d_loss {values['d_loss']:.4f} "
         f"g_loss {values['g_loss']:.4f}{extra} | real pred {values['d_real_prob']:.3f} "
         f"fake pred {values['d_fake_prob']:.3f} | {timing['images_per_second']:.1f} images/s, {left} left"
     )

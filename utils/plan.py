@@ -1,0 +1,63 @@
+"""How long a run is, and what it does after which of its steps."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from utils.config import Config
+
+# Weights are kept after every so many epochs, whatever their scores.
+EPOCHS_BETWEEN_WEIGHTS = 10
+
+
+class Due(NamedTuple):
+    """What is to be done after a step."""
+
+    log: bool
+    checkpoint: bool
+    weights: bool
+    match: bool
+    save: bool
+    end: bool
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run of a configuration on so many training slices; the same for all workers.
+
+    Steps count from 1 here: step n is the one after which n steps are done.
+    """
+
+    config: Config
+    slices: int
+
+    @property
+    def epoch_steps(self) -> int:
+        """Steps of an epoch, of whole batches."""
+        return self.slices // self.config.batchsize
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the run."""
+        return self.config.Nepochs * self.epoch_steps
+
+    def due(self, step: int, first_step: int) -> Due:
+        """All that happens every so many steps.
+
+        Parameters
+        ----------
+        step : int
+        first_step : int
+            Steps that were done before this process began: its first one is logged.
+        """
+        config, end = self.config, step == self.total_steps
+        checkpoint = step == 1 or step % config.checkpt_batch == 0 or end
+        weights = step % (EPOCHS_BETWEEN_WEIGHTS * self.epoch_steps) == 0
+        return Due(
+            log=step == first_step + 1 or step % config.print_batch == 0,
+            checkpoint=checkpoint,
+            weights=weights,
+            # Before weights are scored or kept.
+            match=config.match_histogram and (checkpoint or weights),
+            save=step % config.save_steps == 0 or end,
+            end=end,
+        )
