@@ -18,6 +18,7 @@ from networks.images import (
 )
 from networks.layers import BatchNormalization, Conv2D, SoftCap
 from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
+from networks.schedules import average_decay
 from tests import numpy_twin
 from utils.transforms import invtransform, transform
 
@@ -166,6 +167,15 @@ def test_average_generator_follows_its_definition(tiny_config, rng):
     for weight, value in zip(gan.average_generator.weights, expected, strict=True):
         np.testing.assert_allclose(weight.numpy(), value, rtol=1e-4, atol=1e-6)
     assert gan.sampling_generator is gan.average_generator
+
+
+@pytest.mark.parametrize(("ema_decay", "steps", "age"), [(0.9999, 4000, 400), (0.99, 4000, 99)])
+def test_average_reaches_back_over_a_part_of_the_run_or_a_number_of_steps(tiny_config, ema_decay, steps, age):
+    decays = average_decay(tf.range(steps), dataclasses.replace(tiny_config, ema_decay=ema_decay)).numpy()
+    # What a step adds to the average is what the later ones leave of it.
+    weights = (1.0 - decays) * np.append(np.cumprod(decays[:0:-1].astype(float))[::-1], 1.0)
+    assert weights.sum() == pytest.approx(1.0, abs=1e-3)
+    assert weights @ np.arange(steps)[::-1] == pytest.approx(age, rel=0.01)
 
 
 def test_cosine_schedule_ends_at_zero(tiny_config, rng):
