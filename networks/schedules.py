@@ -41,10 +41,10 @@ def r1_weight(step: tf.Tensor, total_steps: int | None, config: Config) -> tf.Te
 
 
 def average_decay(step: tf.Tensor, config: Config) -> tf.Tensor:
-    """Decay of the generator's moving average: `ema_decay`, but less in the first 9 / (1 - ema_decay) steps.
+    """Decay of the generator's moving average: `ema_decay`, but less in the first 13 / (1 - ema_decay) steps.
 
-    Till then the average reaches back over about a ninth of the steps done, however many they are: step t has the
-    weight (t / steps)^8 in it, the power-function average of Karras et al. 2024 (arXiv:2312.02696).
+    Till then the average reaches back over about a thirteenth of the steps done, however many they are: step t has the
+    weight (t / steps)^12 in it, the power-function average of Karras et al. 2024 (arXiv:2312.02696).
     """
-    warm_up = (1.0 + tf.cast(step, tf.float32)) / (10.0 + tf.cast(step, tf.float32))
+    warm_up = (1.0 + tf.cast(step, tf.float32)) / (14.0 + tf.cast(step, tf.float32))
     return tf.minimum(config.ema_decay, warm_up)
