@@ -2,9 +2,10 @@
 
 python -m benchmarks.plot_recipes --old expts/demo/run20 --new expts/demo/run21 expts/demo/run22 --out recipes.png
 
-Runs of one recipe are drawn alike; the median of their scores at the end is printed. For every score, the time that the
-old recipe took to reach its best stands beside the time after which the new one was as good for the first time; of
-several runs, the median. A run whose learning rate falls to zero is only good at its end: several lengths may be given.
+Runs of one recipe are drawn alike. For every score, each old run's best and the time that it took stand beside the time
+after which the new recipe was as good for the first time (median of its runs), and how many times sooner that is: the
+medians over the old runs are printed, and the least and the most. Beside them, the median score of the new runs at
+their end. A run whose learning rate falls to zero is only good at its end: several lengths may be given.
 """
 
 import json
@@ -50,6 +51,13 @@ def minutes_to(score: float, name: str, curve: dict[str, np.ndarray]) -> float:
     return float(curve["minutes"][np.argmax(good)]) if good.any() else np.inf
 
 
+def best_of(name: str, old: dict[str, np.ndarray], new: list[dict[str, np.ndarray]]) -> tuple[float, float, float]:
+    """Best score of an old run, minutes till then, and minutes until the new runs were as good (median)."""
+    best = np.nanargmin(old[name])
+    reached = [minutes_to(old[name][best], name, curve) for curve in new]
+    return float(old[name][best]), float(old["minutes"][best]), float(np.median(reached))
+
+
 def draw(old: list[dict], new: list[dict]) -> Figure:
     """One panel per score, both axes logarithmic."""
     figure = Figure(figsize=(14, 6), layout="constrained")
@@ -78,13 +86,15 @@ def main():
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     arguments = parser.parse_args()
     old, new = ([read_curve(folder) for folder in folders] for folders in (arguments.old, arguments.new))
-    print(f"{'':18}{'old: best':>11}{'after':>10}{'new: end':>10}{'as good after':>15}{'faster':>8}")
+    print(f"{'':18}{'old: best':>11}{'after':>10}{'new: end':>10}{'as good after':>15}{'times sooner':>14}")
     for name in SCORES:
-        best = float(np.median([np.nanmin(curve[name]) for curve in old]))
-        after = float(np.median([minutes_to(best, name, curve) for curve in old]))
-        reached = float(np.median([minutes_to(best, name, curve) for curve in new]))
-        end = float(np.median([curve[name][-1] for curve in new]))
-        print(f"{name:18}{best:11.3f}{after:6.1f} min{end:10.3f}{reached:11.1f} min{after / reached:8.1f}")
+        best, after, reached = np.transpose([best_of(name, curve, new) for curve in old])
+        sooner = after / reached
+        end = np.median([curve[name][-1] for curve in new])
+        print(
+            f"{name:18}{np.median(best):11.3f}{np.median(after):6.1f} min{end:10.3f}{np.median(reached):11.1f} min"
+            f"{np.median(sooner):14.1f} ({sooner.min():.1f} to {sooner.max():.1f})"
+        )
     save(draw(old, new), arguments.out)
 
 
