@@ -5,7 +5,7 @@ python -m benchmarks.plot_recipes --old expts/demo/run20 --new expts/demo/run21 
 Runs of one recipe are drawn alike. For every score, each old run's best and the time that it took stand beside the time
 after which the new recipe was as good for the first time (median of its runs), and how many times sooner that is: the
 medians over the old runs are printed, and the least and the most. Beside them, the median score of the new runs at
-their end. A run whose learning rate falls to zero is only good at its end: several lengths may be given.
+their end.
 """
 
 import json
