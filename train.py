@@ -260,7 +260,7 @@ def set_up(
 
 def set_weights(gan, monitor, checkpoint: Checkpoint | None, init_from: str | None) -> None:
     """Go on from a state, or begin with another run's weights, or with those that the networks were made with."""
-    for network in (gan.generator, gan.discriminator, *gan.critics.values()):
+    for network in filter(None, (gan.generator, gan.discriminator, gan.critic)):
         network.summary(print_fn=log.debug, line_length=100)
         log.info("%s: %s weights", network.name, f"{network.count_params():,}")
     if checkpoint:

@@ -18,11 +18,14 @@ from networks.images import density_from_pre_activation, random_symmetry, round_
 from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling, SoftCap
 from networks.matching import HistogramMatching
 from networks.precision import hidden_dtype
+from networks.spectra import LogSpectra
 from utils.cli import UserError
 from utils.config import Config
 from utils.runs import check_weights, find_weights, load_run_config
 
 _INITIAL_SIGMA = 0.02
+# Units of the hidden layers of the spectral critic, about as many as a slice of 64 x 64 has numbers in its spectra.
+_CRITIC_UNITS = 64
 # Independent streams of random numbers of one draw, beside those of the noise.
 _ROUNDING, _UNMATCHED, _TURNING = 1, 2, 3
 # Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory.
@@ -73,11 +76,11 @@ def build_generator(config: Config) -> Generator:
         is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x; both without
         `channel_weights`.
     """
-    seeds, dtype = layer_seeds(config.seed, network=0), hidden_dtype(config)
+    seeds, dtype = _layer_seeds(config.seed, network=0), hidden_dtype(config)
     renormalized = config.generator_norm == "renorm"
     side, maps = config.base_dim, 2 * config.ndeconvfilters[0]
     z = keras.Input((config.noise_vect_len,), name="z")
-    x = keras.layers.Dense(side * side * maps, use_bias=False, kernel_initializer=normal(next(seeds)), dtype=dtype)(z)
+    x = keras.layers.Dense(side * side * maps, use_bias=False, kernel_initializer=_normal(next(seeds)), dtype=dtype)(z)
     x = _batch_norm(config, renormalized)(x)
     x = keras.layers.ReLU(dtype=dtype)(x)
     x = keras.layers.Reshape((side, side, maps), dtype=dtype)(x)  # (n, side * side * maps) -> (n, side, side, maps)
@@ -88,7 +91,7 @@ def build_generator(config: Config) -> Generator:
             config.convkern,
             config.convstride,
             use_bias=last,
-            kernel_initializer=normal(next(seeds)),
+            kernel_initializer=_normal(next(seeds)),
             dtype="float32" if last else dtype,
         )(x)
         if not last:
@@ -125,9 +128,9 @@ def build_discriminator(config: Config) -> keras.Model:
     keras.Model
         Images in `datafmt`, as `networks.images` puts them together -> logits (n, 1), float32; no sigmoid.
     """
-    seeds, dtype = layer_seeds(config.seed, network=1), hidden_dtype(config)
+    seeds, dtype = _layer_seeds(config.seed, network=1), hidden_dtype(config)
     normalised = config.discriminator_norm == "batch"
-    images, x = image_input(config)
+    images, x = _image_input(config)
     for layer, filters in enumerate(config.nconvfilters):
         x = Conv2D(
             filters,
@@ -144,8 +147,36 @@ def build_discriminator(config: Config) -> keras.Model:
             x = _batch_norm(config)(x)
         x = keras.layers.LeakyReLU(0.2, dtype=dtype)(x)
     x = keras.layers.Flatten(data_format="channels_last", dtype=dtype)(x)  # -> (n, side * side * filters)
-    logits = keras.layers.Dense(1, kernel_initializer=normal(next(seeds)), dtype="float32")(x)
+    logits = keras.layers.Dense(1, kernel_initializer=_normal(next(seeds)), dtype="float32")(x)
     return keras.Model(images, logits, name="discriminator")
+
+
+def build_spectral_critic(config: Config) -> keras.Model:
+    """Build a second discriminator, two dense layers on the power spectra of slices, which see nothing else of them.
+
+    Strided convolutions hardly see spectra (Chen et al. 2021, arXiv:2012.05535, who add such logits to those of the
+    discriminator; kept apart, neither learns less for what the other one has seen already).
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    keras.Model
+        Images in `datafmt`, as the discriminator sees them -> logits (n, 1), float32 throughout. Its layer
+        `log_spectra` has yet to be standardised.
+    """
+    seeds = _layer_seeds(config.seed, network=2)
+    images, x = _image_input(config)
+    x = LogSpectra(config.datascale, config.channel_weights[0], dtype="float32", name="log_spectra")(x)
+    for _ in range(2):
+        # Features of order one, as images are not: the usual scale of weights, by the number of inputs and outputs.
+        normal = keras.initializers.GlorotNormal(next(seeds))
+        x = keras.layers.Dense(_CRITIC_UNITS, kernel_initializer=normal, dtype="float32")(x)
+        x = keras.layers.LeakyReLU(0.2, dtype="float32")(x)
+    logits = keras.layers.Dense(1, kernel_initializer=_normal(next(seeds)), dtype="float32")(x)
+    return keras.Model(images, logits, name="spectral_critic")
 
 
 def with_pre_activation(generator: Generator) -> keras.Model:
@@ -270,7 +301,7 @@ def _without_channel(u):
     return keras.layers.Reshape(u.shape[1:3], dtype="float32")(u)
 
 
-def image_input(config: Config):
+def _image_input(config: Config):
     """The input for images in `datafmt`, and the same images channels_last, (n, N, N, channels)."""
     sides = (config.img_dim, config.img_dim)
     if config.datafmt == "channels_last":
@@ -291,12 +322,11 @@ def _batch_norm(config: Config, renormalized: bool = False) -> BatchNormalizatio
     )
 
 
-def normal(seed: int) -> keras.initializers.Initializer:
-    """The DCGAN's initial weights."""
+def _normal(seed: int) -> keras.initializers.Initializer:
     return keras.initializers.RandomNormal(stddev=_INITIAL_SIGMA, seed=seed)
 
 
-def layer_seeds(seed: int, network: int) -> Iterator[int]:
+def _layer_seeds(seed: int, network: int) -> Iterator[int]:
     """An endless supply of independent seeds, one per layer, from the run's seed."""
     for layer in range(1_000_000):
         yield int(np.random.SeedSequence((seed, network, layer)).generate_state(1)[0] >> 1)

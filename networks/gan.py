@@ -6,10 +6,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from networks.critics import build_critics, critic_weight
 from networks.dcgan import (
     build_discriminator,
     build_generator,
+    build_spectral_critic,
     density_function,
     draw_slices,
     load_weights,
@@ -68,10 +68,10 @@ class GAN:
     generator, discriminator : keras.Model
     average_generator : Generator or None
         The moving average of the generator's weights, with `ema_decay` above 0.
-    critics : dict of str to keras.Model
-        Further discriminators, from `networks.critics`, which the discriminator's optimiser trains too.
+    critic : keras.Model or None
+        The second discriminator, of spectra, with `critic_weight` above 0.
     judging_variables : list of keras.Variable
-        Trainable weights of the discriminator and of them.
+        Trainable weights of both, which the discriminator's optimiser trains together.
     """
 
     def __init__(
@@ -99,7 +99,6 @@ class GAN:
             "r1_penalty": config.r1_weight,
             "spectral_loss": config.spectral_weight,
             "critic_loss": config.critic_weight,
-            "texture_loss": config.texture_weight,
         }
         self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
         if config.match_histogram:
@@ -109,8 +108,8 @@ class GAN:
         with self.strategy.scope():
             self._create_variables()
             self._cap_densities()
-            if "critic" in self.critics:
-                spectra = self.critics["critic"].get_layer("log_spectra")
+            if self.critic is not None:
+                spectra = self.critic.get_layer("log_spectra")
                 spectra.standardize(training_set.spectra_mean, training_set.spectra_sigma)
         self._generator_with_u = with_pre_activation(self.generator)
         self._density_function = density_function(self.sampling_generator)
@@ -122,9 +121,10 @@ class GAN:
         self.generator = build_generator(config)
         self.discriminator = build_discriminator(config)
         self.average_generator = build_generator(config) if config.ema_decay > 0 else None
-        self.critics = build_critics(config)
-        judges = (self.discriminator, *self.critics.values())
-        self.judging_variables = [variable for network in judges for variable in network.trainable_variables]
+        self.critic = build_spectral_critic(config) if config.critic_weight > 0 else None
+        self.judging_variables = self.discriminator.trainable_variables
+        if self.critic is not None:
+            self.judging_variables = self.judging_variables + self.critic.trainable_variables
         self.generator_optimizer = build_optimizer(config.learn_rate[0], config, self.generator.trainable_variables)
         self.discriminator_optimizer = build_optimizer(config.learn_rate[1], config, self.judging_variables)
         # Sums since the last TensorBoard checkpoint stay on the device: reading them each step would stall it.
@@ -212,8 +212,8 @@ class GAN:
         step, place = first
         # In the order in which a step computes them, so that the cause comes before its consequences.
         names = [f"gradient of discriminator/{weight.path}" for weight in self.discriminator.trainable_variables]
-        for name, critic in self.critics.items():
-            names += [f"gradient of {name}/{weight.path}" for weight in critic.trainable_variables]
+        if self.critic is not None:
+            names += [f"gradient of critic/{weight.path}" for weight in self.critic.trainable_variables]
         names += [f"loss {name}" for name in self.loss_names]
         names += [f"gradient of generator/{weight.path}" for weight in self.generator.trainable_variables]
         return step + 1, names[place]
@@ -234,13 +234,14 @@ class GAN:
         }
         if self.average_generator is not None:
             groups["average_generator"] = self.average_generator.weights
-        groups |= {name: critic.weights for name, critic in self.critics.items()}
+        if self.critic is not None:
+            groups["critic"] = self.critic.weights
         # Names of variables repeat in Keras 3; their order in a model is fixed.
         return {f"{group}/{i:03d}": v for group, variables in groups.items() for i, v in enumerate(variables)}
 
     def load_weights(self, run_folder: str | Path) -> None:
-        """Begin with the last weights of another run: a new run of its own, and with new critics, which are kept
-        in states only. Raises `UserError` if they do not fit."""
+        """Begin with the last weights of another run: a new run of its own, and with a new critic, which is kept in
+        states only. Raises `UserError` if they do not fit."""
         load_weights(self.generator, find_weights(run_folder, "last"), self.config)
         load_weights(self.discriminator, find_weights(run_folder, "last", network="d"), self.config)
         if self.average_generator is not None:
@@ -363,8 +364,8 @@ class GAN:
             # The discriminator sees batch statistics here too, but its moving statistics must not move.
             logits, _ = self._discriminate(fake_images, statistics)
             losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
-            for name, critic in self.critics.items():
-                total += critic_weight(name, self.config) * crossentropy(tf.ones_like(logits), critic(fake_images))
+            if self.critic is not None:
+                total += self.config.critic_weight * crossentropy(tf.ones_like(logits), self.critic(fake_images))
             if self.config.spectral_weight > 0:
                 losses["spectral_loss"] = self._spectral_loss(s, density)
                 total += self.config.spectral_weight * losses["spectral_loss"]
@@ -394,13 +395,13 @@ class GAN:
             }
             if penalised is not None:
                 losses["r1_penalty"] = of_real["r1_penalty"]
-            for name in self.critics:
-                losses[f"{name}_loss"] = 0.5 * (of_real[f"{name}_loss"] + of_fake[f"{name}_loss"])
+            if self.critic is not None:
+                losses["critic_loss"] = 0.5 * (of_real["critic_loss"] + of_fake["critic_loss"])
             rounds.append(losses)
         return {name: tf.reduce_mean(tf.stack([losses[name] for losses in rounds])) for name in rounds[0]}, statistics
 
     def _fit_labels(self, images, labels, statistics, penalised=None) -> tuple[dict[str, tf.Tensor], list]:
-        """One update of discriminator and critics, with an R1 penalty where slices s and its weight are given.
+        """One update of discriminator and critic, with an R1 penalty where slices s and its weight are given.
 
         Returns the losses, the discriminator's mean probability of being real, and its moving statistics.
         """
@@ -408,9 +409,9 @@ class GAN:
             logits, new_statistics = self._discriminate(images, statistics)
             losses = {"loss": crossentropy(labels, logits), "prob": tf.reduce_mean(tf.sigmoid(logits))}
             total = losses["loss"]
-            for name, critic in self.critics.items():
-                losses[f"{name}_loss"] = loss = crossentropy(labels, critic(images))
-                total += loss
+            if self.critic is not None:
+                losses["critic_loss"] = crossentropy(labels, self.critic(images))
+                total += losses["critic_loss"]
             if penalised is not None:
                 slices, weight = penalised
                 losses["r1_penalty"] = penalty = r1_penalty_of_slices(

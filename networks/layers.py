@@ -236,27 +236,6 @@ class SoftCap(keras.layers.Layer):
         return tf.minimum(inputs, start) + excess / (1.0 + excess / _CAP_WIDTH)
 
 
-class LogMean(keras.layers.Layer):
-    """The logarithm of the mean over all pixels, (n, rows, columns, channels) -> (n, channels), of values from 0 on.
-
-    A third more of something rare is then as much as a third more of something common. Means far below `floor` are as
-    good as none.
-    """
-
-    def __init__(self, floor=3e-3, **kwargs):
-        super().__init__(**kwargs)
-        self.floor = floor
-
-    def call(self, inputs):
-        return tf.math.log(tf.reduce_mean(inputs, axis=(1, 2)) + self.floor)
-
-    def compute_output_shape(self, input_shape):
-        return (input_shape[0], input_shape[-1])
-
-    def get_config(self):
-        return super().get_config() | {"floor": self.floor}
-
-
 class MultiChannelRescaling(keras.layers.Layer):
     """The image channels from the generator's last pre-activation u: s = tanh(u), and tanh(x/1000).
 

@@ -128,7 +128,6 @@ def test_a_configuration_is_frozen(tiny_config):
         ("r1_growth=0", "r1_growth = 0.0 .*positive"),
         ("r1_coordinate=s", "r1_coordinate = 's' .*log_density"),
         ("spectral_weight=-1", "spectral_weight = -1.0 .*or more"),
-        ("texture_weight=-1", "texture_weight = -1.0 .*or more"),
         ("critic_weight=-1", "critic_weight = -1.0 .*or more"),
         ("density_cap=0.5", "density_cap = 0.5 .*1 or more"),
         ("channel_weights=[1, 0, 0]", "channel_weights = .*positive"),

@@ -19,7 +19,6 @@ OPTIONS = {
     "generator_norm": "renorm",
     "channel_weights": [1.0, 4.0, 0.5],
     "critic_weight": 0.2,
-    "texture_weight": 0.3,
     "r1_weight": 0.5,
     "r1_coordinate": "log_density",
     "r1_interval": 2,

@@ -1,4 +1,4 @@
-"""Spectra inside the networks: against those of the statistics."""
+"""Spectra inside the networks: against those of the statistics, and the discriminator's branch that sees them."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from networks.gan import GAN
 from networks.images import images_from_s
-from networks.losses import measure_training_set, spectral_loss
+from networks.losses import TrainingSet, measure_training_set, spectral_loss
 from networks.spectra import LogSpectra, log_spectra, ring_power, ring_weights
 from utils import statistics
 from utils.slices import open_slices
@@ -98,17 +98,57 @@ def test_layer_takes_s_from_the_first_channel_in_units_of_the_scatter(rng):
     np.testing.assert_allclose(twin(channels), plain)
 
 
+def critic_config(tiny_config, **changes):
+    return dataclasses.replace(tiny_config, critic_weight=0.5, **changes)
+
+
 @pytest.mark.parametrize("datafmt", ["channels_first", "channels_last"])
 def test_training_slices_are_standardised(tiny_config, rng, tmp_path, datafmt):
     densities = rng.poisson(rng.lognormal(-0.5, 1.0, (300, 8, 8))).astype(np.int16)
-    config = dataclasses.replace(tiny_config, critic_weight=0.5, datafmt=datafmt, channel_weights=(0.5, 1.0, 2.0))
+    config = critic_config(tiny_config, datafmt=datafmt, channel_weights=(0.5, 1.0, 2.0))
     training_set = training_set_of(densities, config, tmp_path)
     gan = GAN(config, training_set=training_set)
     images = images_from_s(transform(tf.constant(densities[..., None], tf.float32), config.datascale), config)
-    critic = gan.critics["critic"]
-    spectra = keras.Model(critic.inputs, critic.get_layer("log_spectra").output)(images).numpy()
+    spectra = keras.Model(gan.critic.inputs, gan.critic.get_layer("log_spectra").output)(images).numpy()
     np.testing.assert_allclose(spectra.mean(axis=0), 0.0, atol=2e-3)
     np.testing.assert_allclose(spectra.std(axis=0), 1.0, atol=2e-3)
     # The targets of the spectral loss are of the same slices.
     expected = statistics.ring_power(densities).mean(axis=0)
     np.testing.assert_allclose(training_set.power, expected, rtol=1e-4)
+    assert gan.critic(images).shape == (300, 1)
+    assert f"critic/{len(gan.critic.weights) - 1:03d}" in gan.state()
+
+
+def gan_with_critic(tiny_config, **changes):
+    zeros, ones = np.zeros(10), np.ones(10)
+    config = critic_config(tiny_config, **changes)
+    return GAN(config, training_set=TrainingSet(1000.0, spectra_mean=zeros, spectra_sigma=ones))
+
+
+def test_critic_tells_spectra_apart(tiny_config, rng):
+    gan = gan_with_critic(tiny_config, learn_rate=(1e-9, 1e-2), label_flip=0.0)
+    for _ in range(60):
+        density = rng.lognormal(0.0, 1.5, (8, 8, 8, 1)).astype(np.float32)
+        z = rng.normal(size=(8, gan.config.noise_vect_len)).astype(np.float32)
+        losses = gan.train_step(transform(density, 4.0), z, np.zeros(8, bool))
+    assert float(losses["critic_loss"]) < 0.1
+    assert gan.mean_losses()["critic_loss"] > float(losses["critic_loss"])
+
+
+def test_critic_draws_the_generator_and_only_by_its_weight(tiny_config, rng):
+    """The discriminator has no slope here, so that the generator follows the critic alone, if it has a weight."""
+    moved = []
+    for weight in (0.5, 1e-9):
+        gan = gan_with_critic(tiny_config, learn_rate=(1e-3, 1e-9))
+        gan.config = dataclasses.replace(gan.config, critic_weight=weight)
+        gan.discriminator.layers[-1].kernel.assign(np.zeros_like(gan.discriminator.layers[-1].kernel))
+        for layer in gan.critic.layers:
+            if isinstance(layer, keras.layers.Dense):
+                layer.kernel.assign(rng.normal(0.0, 0.3, layer.kernel.shape))
+        z = rng.normal(size=(8, gan.config.noise_vect_len)).astype(np.float32)
+        density = rng.lognormal(0.0, 1.5, (8, 8, 8, 1)).astype(np.float32)
+        before = gan.critic(gan.generator(z, training=True)).numpy().mean()
+        for _ in range(5):
+            gan.train_step(transform(density, 4.0), z, np.zeros(8, bool))
+        moved.append(gan.critic(gan.generator(z, training=True)).numpy().mean() - before)
+    assert moved[0] > 10 * abs(moved[1])

@@ -148,7 +148,6 @@ def test_every_option_together(workplace):
         "r1_coordinate": "log_density",
         "r1_interval": 2,
         "critic_weight": 0.2,
-        "texture_weight": 0.3,
         "spectral_weight": 0.1,
         "density_cap": 1.5,
         "match_histogram": True,

@@ -70,7 +70,6 @@ class Config:
     r1_coordinate: str = _key("what the R1 penalty is with respect to: images or log_density", "images")
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
     critic_weight: float = _key("weight of the generator's loss by a critic of power spectra alone (0: no critic)", 0.0)
-    texture_weight: float = _key("weight of the generator's loss by a critic of textures alone (0: no critic)", 0.0)
     density_cap: float = _key("bound of generated densities, in brightest training pixels (0: none)", 0.0)
     match_histogram: bool = _key("a monotone map of generated densities to the training set's histogram", False)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
@@ -283,7 +282,6 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "r1_coordinate", c.r1_coordinate in ("images", "log_density"), "images or log_density"
     yield "spectral_weight", c.spectral_weight >= 0, "0 (off) or more"
     yield "critic_weight", c.critic_weight >= 0, "0 (no critic) or more"
-    yield "texture_weight", c.texture_weight >= 0, "0 (no critic) or more"
     yield "density_cap", c.density_cap == 0 or c.density_cap >= 1, "0 (off), or 1 or more"
     yield "channel_weights", min(c.channel_weights[:2]) > 0 <= c.channel_weights[2], "positive, the last also 0"
     yield "ema_decay", 0 <= c.ema_decay < 1, "at least 0 (off) and below 1, such as 0.999"
