@@ -23,12 +23,13 @@ def part_done(step: tf.Tensor, total_steps: int) -> tf.Tensor:
 def learning_rate_factor(step: tf.Tensor, total_steps: int | None, config: Config) -> tf.Tensor | float:
     """What the learning rates are multiplied with, by `lr_schedule`.
 
-    1, or half a cosine from 1 at step 0 towards zero, which it would reach after the last step (Loshchilov & Hutter
-    2017, arXiv:1608.03983, eq. 5 without restarts).
+    1, or half a cosine from 1 at step 0 towards `lr_floor`, which it would reach after the last step (Loshchilov &
+    Hutter 2017, arXiv:1608.03983, eq. 5 without restarts).
     """
     if config.lr_schedule == "constant":
         return 1.0
-    return 0.5 * (1.0 + tf.cos(math.pi * part_done(step, total_steps)))
+    falling = 0.5 * (1.0 + tf.cos(math.pi * part_done(step, total_steps)))
+    return config.lr_floor + (1.0 - config.lr_floor) * falling
 
 
 def r1_weight(step: tf.Tensor, total_steps: int | None, config: Config) -> tf.Tensor | float:

@@ -121,6 +121,7 @@ def test_a_configuration_is_frozen(tiny_config):
         ("seed=-1", "seed = -1 .*from 0"),
         ("adam_betas=[0.5, 1]", "adam_betas = .*below 1"),
         ("best_metric=fid", "best_metric = 'fid' .*figure_of_merit"),
+        ("lr_floor=1.5", "lr_floor = 1.5 .*from 0 .*to 1"),
         ("lr_schedule=linear", "lr_schedule = 'linear' .*cosine"),
         ("generator_norm=none", "generator_norm = 'none' .*renorm"),
         ("discriminator_norm=renorm", "discriminator_norm = 'renorm' .*batch or none"),

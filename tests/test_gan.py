@@ -178,12 +178,13 @@ def test_average_reaches_back_over_a_part_of_the_run_or_a_number_of_steps(tiny_c
     assert weights @ np.arange(steps)[::-1] == pytest.approx(age, rel=0.01)
 
 
-def test_cosine_schedule_ends_at_zero(tiny_config, rng):
-    config = dataclasses.replace(tiny_config, lr_schedule="cosine")
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_cosine_schedule_ends_at_its_floor(tiny_config, rng, floor):
+    config = dataclasses.replace(tiny_config, lr_schedule="cosine", lr_floor=floor)
     gan = GAN(config, total_steps=4)
     for step in range(4):
         gan.train_step(*inputs(config, rng))
-        factor = 0.5 * (1 + np.cos(np.pi * step / 4))
+        factor = floor + (1 - floor) * 0.5 * (1 + np.cos(np.pi * step / 4))
         assert float(gan.generator_optimizer.learning_rate.numpy()) == pytest.approx(config.learn_rate[0] * factor)
     with pytest.raises(ValueError, match="total_steps"):
         GAN(config)

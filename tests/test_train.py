@@ -143,6 +143,7 @@ def test_every_option_together(workplace):
         "generator_norm": "renorm",
         "discriminator_norm": "none",
         "lr_schedule": "cosine",
+        "lr_floor": 0.1,
         "r1_weight": 1.0,
         "r1_growth": 3.0,
         "r1_coordinate": "log_density",

@@ -60,7 +60,8 @@ class Config:
     dequantise: bool = _key("add uniform noise in [0, 1) to integer pixels; generated densities are floored", False)
     count_noise: bool = _key("round generated densities stochastically to whole particles, as simulations do", False)
     adam_betas: tuple[float, float] = _key("Adam's decay rates of the two moments", (0.5, 0.999))
-    lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to zero)", "constant")
+    lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to lr_floor)", "constant")
+    lr_floor: float = _key("part of the learning rates that a cosine ends at", 0.0)
     generator_norm: str = _key("normalisation in the generator: batch, or renorm (batch renormalisation)", "batch")
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
     sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
@@ -275,6 +276,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "adam_betas", all(0 <= beta < 1 for beta in c.adam_betas), "two numbers, each at least 0 and below 1"
     yield "best_metric", c.best_metric in ("chisq", "figure_of_merit"), "chisq or figure_of_merit"
     yield "lr_schedule", c.lr_schedule in ("constant", "cosine"), "constant or cosine"
+    yield "lr_floor", 0 <= c.lr_floor <= 1, "from 0 (the rates fall to zero) to 1 (they stay)"
     yield "generator_norm", c.generator_norm in ("batch", "renorm"), "batch or renorm"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
