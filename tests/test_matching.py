@@ -144,15 +144,16 @@ def test_training_does_not_notice(tiny_config, rng, ema_decay):
     assert matched.max() > 3.0 * plain.max()
 
 
-def test_samples_have_the_training_histogram(tiny_config, rng):
+@pytest.mark.parametrize(("last", "rtol"), [(False, 0.06), (True, 0.025)])
+def test_samples_have_the_training_histogram(tiny_config, rng, last, rtol):
     config = dataclasses.replace(tiny_config, match_histogram=True, ema_decay=0.5)
     gan = GAN(config, training_set=TrainingSet(400.0, tail=TAIL))
     for weight in gan.average_generator.trainable_variables:
         weight.assign(0.4 * rng.normal(size=weight.shape))
-    gan.match_histogram()
-    densities = gan.sample(16384, seed=9)
+    gan.match_histogram(last)
+    densities = gan.sample(65536, seed=9)
     found = [np.mean(densities >= bound * (1 - 1e-5)) for bound in TAIL.bounds]
-    np.testing.assert_allclose(found, TAIL.counts / TAIL.pixels, rtol=0.1)
+    np.testing.assert_allclose(found, TAIL.counts / TAIL.pixels, rtol=rtol)
 
 
 def test_tail_of_a_training_set(tiny_config, rng, tmp_path):
