@@ -60,6 +60,11 @@ def test_kept_slices_take_a_quarter_of_a_gibibyte(pixels, slices_kept):
     assert comparison._limit(pixels) == slices_kept
 
 
+@pytest.mark.parametrize(("pixels", "pairs"), [(32, 4096), (64, 4096), (96, 1820), (512, 1000)])
+def test_smaller_slices_are_paired_more_often(pixels, pairs):
+    assert comparison._pairs(pixels) == pairs
+
+
 def test_generated_side_in_batches(folder):
     validation, training = opened(folder)
     real = read_real(validation, training, A, 50)
@@ -71,6 +76,7 @@ def test_generated_side_in_batches(folder):
     np.testing.assert_array_equal(found.images, images[: len(real.images)])
     assert len(found.summary.slices) == 32
     likeness = compare(found, real)
+    assert len(likeness.similarity) == 5 * 4096
     card = scorecard(found.summary, real.summary, noise_floor(real.summary, likeness, repeats=10), likeness)
     assert set(card["scores"]) == set(DEFINITIONS)
     observed = likeness_scores(likeness, likeness.generated, ~likeness.generated)

@@ -20,6 +20,7 @@ _BATCH = 512  # real slices read at once
 _KEPT_BYTES = 2**28  # of densities kept in memory of each set
 _KEPT_SLICES = 4096  # the work of comparing all with all grows with the square
 _TRAINING_SLICES = 8192  # training slices that neighbours are looked for in, spread over all universes
+_PAIRED_PIXELS = 2**24  # in slices paired for MS-SSIM, which scatters more from pair to pair where slices are small
 GENERATED_BLOCKS = 32  # parts of the generated set behind its bootstrap bands
 
 
@@ -103,13 +104,24 @@ def compare(generated: Generated, real: Real) -> Likeness:
     """Compare slices with slices; across the two sets too where universes are enough to permute them."""
     cross = len(np.unique(real.summary.universe)) >= PERMUTED_UNIVERSES
     return compare_slices(
-        generated.images, real.images, real.summary.settings.a, real.universe, training=real.training, cross=cross
+        generated.images,
+        real.images,
+        real.summary.settings.a,
+        real.universe,
+        training=real.training,
+        pairs=_pairs(real.images.shape[-1]),
+        cross=cross,
     )
 
 
 def _limit(pixels: int) -> int:
     """How many slices are kept of each set; never so few that nothing could be said."""
     return max(64, min(_KEPT_SLICES, _KEPT_BYTES // (4 * pixels**2)))
+
+
+def _pairs(pixels: int) -> int:
+    """How many pairs of generated slices are drawn for MS-SSIM."""
+    return max(1000, min(4096, _PAIRED_PIXELS // pixels**2))
 
 
 def _spread(number: int, limit: int) -> np.ndarray:
