@@ -40,7 +40,8 @@ HALO = 200.0
 def chi_1(generated: Means, real: Means, pixels: float) -> float:
     """Sum of (h_gen - h_real)^2 / h_real over histograms normalised to an integral of 1.
 
-    Values beyond the edges count in the end bins; bins are merged from the top until each holds 25 real pixels.
+    Values beyond the edges count in the end bins; bins are merged from the top until each holds 25 real pixels, of
+    which there have to be more in all.
 
     Parameters
     ----------
@@ -50,14 +51,20 @@ def chi_1(generated: Means, real: Means, pixels: float) -> float:
         Real pixels in all.
     """
     values = np.clip(np.arange(len(real.counts)), None, CHI_EDGES[-1])
-    sides = [np.histogram(values, CHI_EDGES, weights=side.counts / side.counts.sum())[0] for side in (generated, real)]
-    edges = CHI_EDGES
-    while len(edges) > 2 and sides[1][-1] * pixels < REAL_PIXELS_PER_BIN:
-        edges = np.delete(edges, -2)
-        sides = [np.append(side[:-2], side[-2:].sum()) for side in sides]
-    one, other = (side / np.diff(edges) for side in sides)
-    used = other > 0
-    return float(np.sum((one[used] - other[used]) ** 2 / other[used]))
+    real_pixels = np.histogram(values, CHI_EDGES, weights=real.counts / real.counts.sum() * pixels)[0]
+    edges, held = [CHI_EDGES[-1]], 0.0
+    for lower, number in zip(CHI_EDGES[-2::-1], real_pixels[::-1], strict=True):
+        held += number
+        if held >= REAL_PIXELS_PER_BIN:
+            edges.append(lower)
+            held = 0.0
+    edges[-1] = CHI_EDGES[0]  # what is left over at the faint end joins the last bin
+    edges.reverse()
+    one, other = (
+        np.histogram(values, edges, weights=side.counts / side.counts.sum())[0] / np.diff(edges)
+        for side in (generated, real)
+    )
+    return float(np.sum((one - other) ** 2 / other))
 
 
 def deviations(generated: Means, real: Means, pixels: float) -> dict[str, float]:

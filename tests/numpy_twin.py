@@ -140,6 +140,31 @@ class Discriminator(Network):
         return crossentropy(labels, logits)
 
 
+class PlainDiscriminator(Discriminator):
+    """[conv with a bias, LeakyReLU] per layer, then dense; trainable: (kernel, bias) each, kernel, bias."""
+
+    def forward(self, images):
+        x, caches = images, []
+        *blocks, dense, bias = self.trainable
+        for kernel, offset in zip(*[iter(blocks)] * 2, strict=True):
+            convolved = conv(x, kernel, self.stride) + offset
+            caches.append((x, kernel, convolved))
+            x = np.where(convolved > 0, convolved, SLOPE * convolved)
+        caches.append((x,))
+        return x.reshape(len(x), -1) @ dense + bias, caches, []
+
+    def backward(self, dlogits, caches):
+        *layers, (last,) = caches
+        dense = self.trainable[-2]
+        gradients = [last.reshape(len(last), -1).T @ dlogits, dlogits.sum(0)]
+        dx = (dlogits @ dense.T).reshape(last.shape)
+        for x, kernel, convolved in reversed(layers):
+            dx = np.where(convolved > 0, dx, SLOPE * dx)
+            gradients = [conv_kernel_gradient(x, dx, kernel.shape, self.stride), dx.sum((0, 1, 2)), *gradients]
+            dx = conv_input_gradient(dx, kernel, self.stride, x.shape[1])
+        return gradients, dx
+
+
 class Generator(Network):
     """Dense, batch norm, ReLU, then transposed convolutions; trainable: dense, gamma, beta, (kernel, gamma, beta) per
     hidden layer, last kernel, last bias."""

@@ -86,8 +86,10 @@ def test_training_on_crops_resumes_exactly(workplace):
         [run_script("train.py", "tiny", run, "--resume", "--set", f"Nepochs={n}", cwd=workplace) for n in epochs]
         for run, epochs in ((0, (2,)), (1, (1, 2)))
     )
-    assert [process.returncode for process in (*one, *two)] == [0, 0, 0], two[-1].stderr
-    first, second = (weights(workplace / "expts" / "tiny" / f"run{run}", "g_cosmo_last") for run in (0, 1))
+    uncropped = run_script("train.py", "tiny", 2, "--set", "random_crops=False", cwd=workplace)
+    assert [process.returncode for process in (*one, *two, uncropped)] == [0, 0, 0, 0], two[-1].stderr
+    first, second, other = (weights(workplace / "expts" / "tiny" / f"run{run}", "g_cosmo_last") for run in range(3))
     assert first.keys() == second.keys()
     for name, values in first.items():
         np.testing.assert_array_equal(values, second[name])
+    assert any(not np.array_equal(values, other[name]) for name, values in first.items())

@@ -55,16 +55,18 @@ def inputs(config, rng, n=6):
 
 
 @pytest.mark.parametrize("datafmt", ["channels_first", "channels_last"])
-@pytest.mark.parametrize(("ratio", "betas", "datascale"), [(2, (0.5, 0.999), 4.0), (4, (0.1, 0.9), 2.5)])
-def test_steps_match_the_numpy_twin(tiny_config, rng, datafmt, ratio, betas, datascale):
-    config = dataclasses.replace(
-        tiny_config, datafmt=datafmt, DG_update_ratio=ratio, adam_betas=betas, datascale=datascale
-    )
+@pytest.mark.parametrize(
+    ("ratio", "betas", "datascale", "norm"), [(2, (0.5, 0.999), 4.0, "batch"), (4, (0.1, 0.9), 2.5, "none")]
+)
+def test_steps_match_the_numpy_twin(tiny_config, rng, datafmt, ratio, betas, datascale, norm):
+    options = {"DG_update_ratio": ratio, "adam_betas": betas, "datascale": datascale, "discriminator_norm": norm}
+    config = dataclasses.replace(tiny_config, datafmt=datafmt, **options)
     gan = GAN(config)
     randomise(gan.generator, rng)
     randomise(gan.discriminator, rng)
     generator = twin_of(gan.generator, numpy_twin.Generator, config.learn_rate[0])
-    discriminator = twin_of(gan.discriminator, numpy_twin.Discriminator, config.learn_rate[1])
+    kind = numpy_twin.Discriminator if norm == "batch" else numpy_twin.PlainDiscriminator
+    discriminator = twin_of(gan.discriminator, kind, config.learn_rate[1])
     generator.datascale, generator.betas, discriminator.betas = datascale, betas, betas
     for _ in range(3):
         real, z, flips = inputs(config, rng)
@@ -229,16 +231,8 @@ def test_r1_penalty_of_a_known_discriminator(rng):
     np.testing.assert_allclose(tape.gradient(penalty, weights), w * (images**2).mean(0), rtol=1e-4)
 
 
-def test_r1_penalty_through_batch_norm_has_the_gradient_of_finite_differences(tiny_config, rng):
-    """A mean taken for a constant inside the variance goes unnoticed with one normalised layer, not with two."""
-    gan = GAN(dataclasses.replace(tiny_config, r1_weight=1.0, datafmt="channels_last"))
-    randomise(gan.discriminator, rng)
-    images = tf.constant(rng.normal(size=(6, 8, 8, 2)).astype(np.float32))
-    statistics = gan.discriminator.non_trainable_variables
-
-    def penalty():
-        return r1_penalty(lambda seen: gan._discriminate(seen, statistics)[0], images)
-
+def assert_gradient_is_of_differences(penalty, gan):
+    """With respect to the first two kernels of the discriminator."""
     with tf.GradientTape() as tape:
         value = penalty()
     kernels = [weight for weight in gan.discriminator.trainable_variables if weight.name == "kernel"][:2]
@@ -258,6 +252,25 @@ def test_r1_penalty_through_batch_norm_has_the_gradient_of_finite_differences(ti
         # The median, since the penalty jumps where a step leads over the kink of a LeakyReLU.
         error = np.median(np.abs(gradient - slopes)) / np.sqrt(np.mean(slopes**2))
         assert error < 0.01, f"{kernel.path}: {error:.1%}"
+
+
+def test_r1_penalty_through_batch_norm_has_the_gradient_of_finite_differences(tiny_config, rng):
+    """A mean taken for a constant inside the variance goes unnoticed with one normalised layer, not with two."""
+    gan = GAN(dataclasses.replace(tiny_config, r1_weight=1.0, datafmt="channels_last"))
+    randomise(gan.discriminator, rng)
+    images = tf.constant(rng.normal(size=(6, 8, 8, 2)).astype(np.float32))
+    statistics = gan.discriminator.non_trainable_variables
+    assert_gradient_is_of_differences(
+        lambda: r1_penalty(lambda seen: gan._discriminate(seen, statistics)[0], images), gan
+    )
+
+
+def test_r1_penalty_by_log_density_has_the_gradient_of_finite_differences(tiny_config, rng):
+    options = {"discriminator_norm": "none", "r1_coordinate": "log_density", "channel_weights": (1.0, 4.0, 0.5)}
+    gan = GAN(dataclasses.replace(tiny_config, **options))
+    randomise(gan.discriminator, rng)
+    real = tf.constant(transform(rng.lognormal(1.0, 2.0, (6, 8, 8, 1)), 4.0).astype(np.float32))
+    assert_gradient_is_of_differences(lambda: r1_penalty_of_slices(gan.discriminator, real, gan.config), gan)
 
 
 def test_r1_penalty_by_log_density_against_finite_differences(tiny_config, rng):
@@ -361,7 +374,8 @@ def test_density_cap(tiny_config, rng, tmp_path):
         assert float(network.get_layer("density_cap").start) == pytest.approx(0.5 * np.log(1000 / 4) - 0.5)
 
 
-def test_density_cap_gradient_by_finite_differences():
+def test_density_cap_and_its_gradient():
+    """From a density e below the bound on, u = ln(x / a) / 2 goes like start + v / (1 + 2 v), v = u - start."""
     layer = SoftCap()
     layer.build((None, 1))
     layer.cap_density(800.0, 4.0)
@@ -369,6 +383,9 @@ def test_density_cap_gradient_by_finite_differences():
     with tf.GradientTape() as tape:
         tape.watch(u)
         outputs = layer(u)
+    start = 0.5 * np.log(800 / np.e / 4)
+    above = u.numpy().astype(float) - start
+    np.testing.assert_allclose(outputs, start + np.where(above > 0, above / (1 + 2 * above), above), rtol=1e-6)
     h = 1e-2
     np.testing.assert_allclose(tape.gradient(outputs, u), (layer(u + h) - layer(u - h)) / (2 * h), atol=0.02)
     assert np.all(np.diff(outputs[:, 0]) > 0)

@@ -1,4 +1,4 @@
-"""Spectra inside the networks: against those of the statistics, and the discriminator's branch that sees them."""
+"""Spectra inside the networks: against those of the statistics, and the critic that sees them."""
 
 import dataclasses
 
@@ -10,7 +10,9 @@ import tensorflow as tf
 from networks.gan import GAN
 from networks.images import images_from_s
 from networks.losses import TrainingSet, measure_training_set, spectral_loss
+from networks.optimizers import first_moments
 from networks.spectra import LogSpectra, log_spectra, ring_power, ring_weights
+from tests import numpy_twin
 from utils import statistics
 from utils.slices import open_slices
 from utils.transforms import transform
@@ -53,6 +55,13 @@ def test_spectral_loss_value_and_gradient(rng):
     assert np.sum(gradient * direction) == pytest.approx(slope, rel=2e-2)
 
 
+def numpy_log_spectra(density):
+    """(n, N, N) float64 -> (n, N + 2), of a density that is nowhere constant."""
+    s = (density - 4.0) / (density + 4.0)
+    logs = [np.log(statistics.ring_power(s)), np.log(statistics.ring_power(density))]
+    return np.concatenate([*logs, np.log(density.mean((1, 2)))[:, None], s.mean((1, 2))[:, None]], axis=1)
+
+
 def test_log_spectra_value_and_gradient(rng):
     density = rng.lognormal(0.0, 1.5, size=(3, 8, 8))
     weights = tf.constant(ring_weights(8))
@@ -61,10 +70,7 @@ def test_log_spectra_value_and_gradient(rng):
         density = tf.convert_to_tensor(density, tf.float32)
         return log_spectra(transform(density, 4.0), density, weights)
 
-    s = (density - 4.0) / (density + 4.0)
-    expected = [np.log(statistics.ring_power(s)), np.log(statistics.ring_power(density))]
-    expected += [np.log(density.mean((1, 2)))[:, None], s.mean((1, 2))[:, None]]
-    np.testing.assert_allclose(spectra(density), np.concatenate(expected, axis=1), atol=2e-3)
+    np.testing.assert_allclose(spectra(density), numpy_log_spectra(density), atol=2e-3)
     mix = rng.normal(size=10).astype(np.float32)
     with tf.GradientTape() as tape:
         variable = tf.Variable(density.astype(np.float32))
@@ -133,6 +139,37 @@ def test_critic_tells_spectra_apart(tiny_config, rng):
         losses = gan.train_step(transform(density, 4.0), z, np.zeros(8, bool))
     assert float(losses["critic_loss"]) < 0.1
     assert gan.mean_losses()["critic_loss"] > float(losses["critic_loss"])
+
+
+def test_critic_loss_and_what_it_adds_to_the_generators_gradient_against_numpy(tiny_config, rng):
+    """The gradient with respect to the last bias, which is a part of every u and so multiplies all densities."""
+    weights = [rng.normal(0.0, 0.3, shape) for shape in ((10, 64), (64,), (64, 64), (64,), (64, 1), (1,))]
+    z = rng.normal(size=(6, tiny_config.noise_vect_len)).astype(np.float32)
+    real = rng.lognormal(0.0, 1.5, (6, 8, 8))
+
+    def crossentropy(density, label):
+        x = numpy_log_spectra(density)
+        for kernel, bias in zip(weights[0:4:2], weights[1:4:2], strict=True):
+            x = x @ kernel + bias
+            x = np.where(x > 0, x, 0.2 * x)
+        return numpy_twin.crossentropy(label, x @ weights[4] + weights[5])
+
+    moments, losses = [], []
+    for weight in (0.5, 1.5):
+        gan = gan_with_critic(tiny_config, learn_rate=(1e-30, 1e-30))
+        gan.config = dataclasses.replace(gan.config, critic_weight=weight)
+        gan.critic.set_weights([*gan.critic.get_layer("log_spectra").get_weights(), *weights])
+        gan.generator.trainable_variables[-1].assign([-0.5])
+        u = gan._generator_with_u(z, training=True)[1].numpy().astype(float)
+        losses.append(gan.train_step(transform(real[..., None], 4.0).astype(np.float32), z, np.zeros(6, bool)))
+        moments.append(float(first_moments(gan.generator_optimizer)[-1][0]))
+    fake = 4.0 * np.exp(2.0 * u)
+    expected = 0.5 * (crossentropy(real, 1.0) + crossentropy(fake, 0.0))
+    assert float(losses[0]["critic_loss"]) == pytest.approx(expected, rel=1e-3)
+    h = 1e-5
+    slope = (crossentropy(fake * np.exp(2 * h), 1.0) - crossentropy(fake * np.exp(-2 * h), 1.0)) / (2 * h)
+    # Adam's first moment is half a first gradient; the weights differ by one.
+    assert moments[1] - moments[0] == pytest.approx(0.5 * slope, rel=1e-2)
 
 
 def test_critic_draws_the_generator_and_only_by_its_weight(tiny_config, rng):

@@ -89,6 +89,17 @@ def test_resume_starts_a_run_that_is_not_there(workplace):
     assert [line["step"] for line in metrics(workplace / "expts" / "tiny" / "run3")] == [1, EPOCH]
 
 
+def test_automatic_precision_is_told_and_kept(finished, workplace):
+    process = train(workplace, 0, "--set", "precision=auto")
+    assert process.returncode == 0, process.stderr
+    chosen = re.search(r"precision: (\w+)", process.stdout)[1]
+    assert chosen in ("float32", "mixed_bfloat16", "mixed_float16")
+    assert load_run_config(workplace / "expts" / "tiny" / "run0").precision == chosen
+    old_keys_alone, process = finished
+    assert "precision: float32" in process.stdout
+    assert load_run_config(old_keys_alone).precision == "float32"
+
+
 def test_changed_keys(finished, workplace):
     """Another length takes effect, another batch size is refused."""
     run = workplace / "expts" / "tiny" / "run0"

@@ -1,0 +1,80 @@
+"""The scores that a recipe is judged by, against loops over pixels and shapes that are known."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from benchmarks.judge_recipe import chi_1, deviations, halo_shape
+from utils.scores import means
+from utils.statistics import ring_power
+from utils.summaries import summarise
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(5)
+
+
+def summary_of(counts):
+    return summarise(counts, 4.0, 1.0, 1.0)
+
+
+def sides(*stacks):
+    length = max(stack.max() for stack in stacks) + 1
+    return [means(summary_of(stack), length) for stack in stacks]
+
+
+def chi_1_of_pixels(generated, real):
+    """By the definition, pixel after pixel."""
+    edges = [-0.5, *np.arange(0.5, 101, 5), *np.arange(120.5, 301, 20), *np.arange(350.5, 1001, 50), 2000.0]
+
+    def number(pixels, low, high):
+        first, last = low == edges[0], high == edges[-1]
+        return sum((first or pixel >= low) and (last or pixel < high) for pixel in pixels)
+
+    real, generated = (np.sort(stack.ravel()) for stack in (real, generated))
+    kept = [edges[-1]]
+    for lower in edges[-2::-1]:
+        if number(real, lower, kept[-1]) >= 25:
+            kept.append(lower)
+    total = 0.0
+    for high, low in itertools.pairwise(kept):
+        one, other = (number(pixels, low, high) / len(pixels) / (high - low) for pixels in (generated, real))
+        total += (one - other) ** 2 / other
+    return total
+
+
+def test_chi_1_is_that_of_its_definition(rng):
+    real, generated = (rng.poisson(rng.lognormal(0.5, width, (2, 32, 32))) for width in (1.7, 2.1))
+    # Two groups of bright pixels with few in between: bins are to be merged below a full one too.
+    real.reshape(-1)[:30] = 700
+    generated.reshape(-1)[:5] = 5000
+    of_generated, of_real = sides(generated, real)
+    assert chi_1(of_generated, of_real, real.size) == pytest.approx(chi_1_of_pixels(generated, real), rel=1e-9)
+    assert chi_1(of_real, of_real, real.size) == 0.0
+
+
+def test_deviations_of_one_number_have_their_sign(rng):
+    real, generated = (rng.poisson(rng.lognormal(0.5, width, (40, 32, 32))) for width in (1.5, 1.6))
+    found = deviations(*sides(generated, real), real.size)
+    for name, of_real, of_generated in (
+        ("area at 3", real >= 3, generated >= 3),
+        ("area at 30", real >= 30, generated >= 30),
+        ("bright fraction", real > 100, generated > 100),
+    ):
+        assert found[name] == pytest.approx(of_generated.mean() / of_real.mean() - 1, rel=1e-9), name
+    of_generated, of_real = (ring_power(stack.astype(float)).mean(axis=0) for stack in (generated, real))
+    assert found["spectrum"] == pytest.approx(np.sqrt(np.mean((of_generated / of_real - 1) ** 2)), rel=1e-6)
+    assert all(value == 0 for value in deviations(*sides(real, real), real.size).values())
+
+
+def test_halo_shape_of_known_peaks():
+    images = np.zeros((3, 16, 16))
+    for image, row, column in zip(images, (4, 6, 9), (5, 7, 2), strict=True):
+        image[row, column] = 400.0
+        image[row, column + 1] = image[row + 1, column] = 100.0
+    nearest, parity = halo_shape(images)
+    assert nearest == pytest.approx(50.0 / 400.0)
+    assert parity == pytest.approx(2 / 3)
+    assert all(np.isnan(value) for value in halo_shape(np.zeros((2, 8, 8))))
