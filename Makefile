@@ -36,7 +36,7 @@ $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
 # -------------------------------------------------------------------------------------------------------- demo
 
 DEMO_UNIVERSES := data/universes
-DEMO_SLICING := --val-fraction 0.13 --test-fraction 0.25
+DEMO_SLICING := --axes 012 --stride 4 --val-fraction 0.13 --test-fraction 0.25
 
 # Slices of the user's own are left alone.
 RAW := $(if $(wildcard data/raw_train.h5 data/raw_train.npy),,data/raw_train.h5)
@@ -58,10 +58,10 @@ $(DEMO_UNIVERSES)/.simulated: | $(VENV)/.installed
 
 data/demo_train.h5: $(DEMO_UNIVERSES)/.simulated | $(VENV)/.installed
 	@echo "== slice them, 64 x 64 pixels"
-	@$(RUN) data/slice_universes.py $(DEMO_UNIVERSES) --img-dim 64 --axes 012 --stride 4 $(DEMO_SLICING) --out data/demo
+	@$(RUN) data/slice_universes.py $(DEMO_UNIVERSES) --img-dim 64 $(DEMO_SLICING) --out data/demo
 
 data/raw_train.h5: | $(DEMO_UNIVERSES)/.simulated $(VENV)/.installed
-	@echo "== slice them, 128 x 128 pixels, for the tag base"
+	@echo "== slice them, 128 x 128 pixels, for the tags base and modern"
 	@$(RUN) data/slice_universes.py $(DEMO_UNIVERSES) $(DEMO_SLICING)
 
 clean-demo:

@@ -109,7 +109,7 @@ class Config:
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
 # Keys of runs of before: where they were off, their configurations mean the same without them.
-_REMOVED = {"ceiling_weight": 0}
+_REMOVED = {"ceiling_weight": 0, "joint_updates": False, "spectral_units": 0, "texture_weight": 0}
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name != "tag")
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}
 REQUIRED_KEYS = tuple(key for key in KEYS if key not in DEFAULTS)
