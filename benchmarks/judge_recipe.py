@@ -40,31 +40,26 @@ HALO = 200.0
 def chi_1(generated: Means, real: Means, pixels: float) -> float:
     """Sum of (h_gen - h_real)^2 / h_real over histograms normalised to an integral of 1.
 
-    Values beyond the edges count in the end bins; bins are merged from the top until each holds 25 real pixels, of
-    which there have to be more in all.
+    Values beyond the edges count in the end bins; bins are merged from the top until each holds 25 real pixels.
 
     Parameters
     ----------
     generated, real : Means
         With counts of whole densities.
     pixels : float
-        Real pixels in all.
+        Real pixels in all, 25 at least.
     """
     values = np.clip(np.arange(len(real.counts)), None, CHI_EDGES[-1])
-    real_pixels = np.histogram(values, CHI_EDGES, weights=real.counts / real.counts.sum() * pixels)[0]
-    edges, held = [CHI_EDGES[-1]], 0.0
-    for lower, number in zip(CHI_EDGES[-2::-1], real_pixels[::-1], strict=True):
+    sides = [np.histogram(values, CHI_EDGES, weights=side.counts / side.counts.sum())[0] for side in (generated, real)]
+    first, held = [], 0  # the faintest of the bins that become one, from the top
+    for index, number in reversed(list(enumerate(np.rint(sides[1] * pixels)))):
         held += number
         if held >= REAL_PIXELS_PER_BIN:
-            edges.append(lower)
-            held = 0.0
-    edges[-1] = CHI_EDGES[0]  # what is left over at the faint end joins the last bin
-    edges.reverse()
-    one, other = (
-        np.histogram(values, edges, weights=side.counts / side.counts.sum())[0] / np.diff(edges)
-        for side in (generated, real)
-    )
-    return float(np.sum((one - other) ** 2 / other))
+            first.append(index)
+            held = 0
+    first[-1] = 0  # what is left over at the faint end joins the last one
+    widths, one, other = (np.add.reduceat(bins, first[::-1]) for bins in (np.diff(CHI_EDGES), *sides))
+    return float(np.sum((one - other) ** 2 / (other * widths)))
 
 
 def deviations(generated: Means, real: Means, pixels: float) -> dict[str, float]:

@@ -78,7 +78,8 @@ def test_resolved_configuration_reads_back_equal(tmp_path, tiny_config):
 def test_a_key_of_before_is_left_out_where_it_was_off(tmp_path, tiny_config):
     """So that runs from before it was removed can be loaded."""
     file = tmp_path / "resolved.yaml"
-    file.write_text(tiny_config.to_yaml() + "  ceiling_weight: 0.0\n  joint_updates: false\n  spectral_units: 0\n")
+    off = {"ceiling_weight": "0.0", "joint_updates": "false", "spectral_units": "0", "texture_weight": "0.0"}
+    file.write_text(tiny_config.to_yaml() + "".join(f"  {key}: {value}\n" for key, value in off.items()))
     assert load_config(file, "tiny") == tiny_config
     file.write_text(tiny_config.to_yaml() + "  ceiling_weight: 10.0\n")
     with pytest.raises(UserError, match="unknown key 'ceiling_weight'"):
