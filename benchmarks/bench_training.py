@@ -1,11 +1,14 @@
 """What a training step and a TensorBoard checkpoint cost, beside the rate of a matrix product on the same machine.
 
-python -m benchmarks.bench_training [--tag base] [--steps 5] [--set precision=float32]
+python -m benchmarks.bench_training [--tag base] [--steps 5] [--step-only] [--set precision=float32]
 
 The operations of a step are counted from the networks: a (transposed) convolution costs kernel² · channels in ·
 channels out multiply-adds at every pixel of its smaller side, a dense layer the size of its kernel. A forward pass
 costs that once, its backward pass twice (with respect to weights and to inputs) or once (inputs alone). One
 multiply-add counts as two operations; batch norm, activations and optimisers are left out.
+
+A GPU works while the next operations are being queued, and waiting for one result at a time would be measured instead:
+there, a batch of products or steps is timed, and what it took is divided by their number.
 """
 
 import dataclasses
@@ -47,23 +50,26 @@ def operations_per_step(gan, config: Config) -> float:
     return 2 * config.batchsize * (3 * generator + (3 * config.DG_update_ratio + 2) * discriminator)
 
 
-def matrix_product_rate(dtype: str, side: int = 4096, repeats: int = 3) -> float:
+def matrix_product_rate(dtype: str, in_a_row: int = 1, side: int = 4096, repeats: int = 3) -> float:
     """Floating-point operations per second of a matrix product."""
     import tensorflow as tf
 
     matrix = tf.cast(tf.random.stateless_normal((side, side), (1, 2)), dtype)
     product = tf.function(lambda: tf.reduce_sum(tf.cast(matrix @ matrix, tf.float32)))
-    return 2 * side**3 / median_seconds(lambda: product().numpy(), repeats)
+    return 2 * side**3 / median_seconds(product, repeats, in_a_row)
 
 
-def median_seconds(call, repeats: int) -> float:
-    """Median time of a call after one that is not counted."""
-    call()
+def median_seconds(call, repeats: int, in_a_row: int = 1) -> float:
+    """Median time of a call after one that is not counted; its result, if it is a tensor, is waited for after so many
+    calls."""
+    float(call() or 0.0)
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
+        for _ in range(in_a_row):
+            result = call()
+        float(result or 0.0)
+        seconds.append((time.perf_counter() - start) / in_a_row)
     return float(np.median(seconds))
 
 
@@ -71,7 +77,9 @@ def step_parser(description: str, tag: str, steps: int) -> ArgumentParser:
     """The options of a benchmark of a tag's step, with their defaults."""
     parser = ArgumentParser(description=description)
     parser.add_argument("--tag", default=tag, help="tag of config.yaml")
-    parser.add_argument("--steps", type=int, default=steps, help="training steps to time")
+    parser.add_argument(
+        "--steps", type=int, default=steps, help="training steps to time (on a GPU, twenty times as many)"
+    )
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="override a key (repeatable)"
     )
@@ -86,6 +94,20 @@ def start(tag: str, overrides: list[str], **devices) -> tuple[Machine, Config]:
 
     avoid_failing_fusion(config.discriminator_norm)
     return machine, dataclasses.replace(config, precision=choose_precision(config.precision, machine.strategy))
+
+
+def calls_in_a_row(machine: Machine) -> int:
+    """How many calls to time together."""
+    return 20 if machine.description["kind"] == "GPU" else 1
+
+
+def peak_memory(machine: Machine) -> float:
+    """Of this process so far [GiB]: the device's on a GPU, else the processor's."""
+    if machine.description["kind"] == "GPU":
+        import tensorflow as tf
+
+        return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
 
 
 def made_up_training_set(config: Config):
@@ -170,30 +192,38 @@ def saving_seconds(gan) -> float:
 def main():
     """Measure and print."""
     description = "Time the training step and the TensorBoard checkpoint of a tag."
-    arguments = step_parser(description, tag="base", steps=5).parse_args()
+    parser = step_parser(description, tag="base", steps=5)
+    parser.add_argument("--step-only", action="store_true", help="leave out what is around the step")
+    arguments = parser.parse_args()
     machine, config = start(arguments.tag, arguments.overrides)
     from networks.gan import GAN
 
     print(f"training step of '{config.tag}', {config.precision}, on {machine.description}")
     dtype = config.precision.removeprefix("mixed_")
-    rate = matrix_product_rate(dtype)
+    in_a_row = calls_in_a_row(machine)
+    rate = matrix_product_rate(dtype, in_a_row)
     rng = np.random.default_rng(1)
     gan = GAN(config, total_steps=10**6, training_set=made_up_training_set(config))
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
-    step = median_seconds(lambda: float(gan.train_on_densities(densities)["g_loss"]), arguments.steps)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    step = median_seconds(lambda: gan.train_on_densities(densities)["g_loss"], arguments.steps, in_a_row)
     operations = operations_per_step(gan, config)
-    checkpoint = checkpoint_seconds(gan, config, rng)
-    between = step * config.checkpt_batch
-    check, error = divergence_check_seconds(gan, densities, repeats=max(10, int(40 / step)))
-    saving = saving_seconds(gan)
     print(f"  4096² matrix product, {dtype:12}{rate / 1e9:9.1f} GFLOP/s")
     print(
         f"  step of {config.batchsize:3d} images                {step:9.3f} s, {config.batchsize / step:.1f} images/s"
     )
     print(f"  operations in a step              {operations / 1e9:9.1f} GFLOP")
     print(f"  rate of the step / matrix product {operations / step / rate:9.1%}")
-    print(f"  peak memory of the steps          {memory:9.2f} GiB")
+    print(f"  peak memory of the steps          {peak_memory(machine):9.2f} GiB")
+    if not arguments.step_only:
+        print_around_the_step(gan, config, densities, step, rng)
+
+
+def print_around_the_step(gan, config: Config, densities, step: float, rng) -> None:
+    """Measure and print what a run does beside its steps, of so many seconds each."""
+    checkpoint = checkpoint_seconds(gan, config, rng)
+    between = step * config.checkpt_batch
+    check, error = divergence_check_seconds(gan, densities, repeats=max(10, int(40 / step)))
+    saving = saving_seconds(gan)
     print(f"  checkpoint of {config.checkpt_samples} samples         {checkpoint:9.2f} s")
     print(f"  its share of {config.checkpt_batch} steps            {checkpoint / (between + checkpoint):9.2%}")
     print(f"  divergence check                  {check:9.4f} s, {check / step:.2%} +- {error / step:.2%} of a step")

@@ -41,6 +41,7 @@ def start_tensorflow(
     devices: int | None = None,
     cluster: Cluster | None = None,
     meet: Callable[[Cluster], None] = lambda cluster: None,
+    xla: bool = False,
 ) -> Machine:
     """Import TensorFlow and open its devices; the notes that it writes meanwhile go to the log, not to the terminal.
 
@@ -56,12 +57,14 @@ def start_tensorflow(
         The workers that train together.
     meet : callable
         Given the cluster with its addresses, returns when all workers are there. TensorFlow then connects them.
+    xla : bool
+        Whether training steps will be compiled by XLA.
 
     Raises
     ------
     UserError
-        If the choice needs a cluster and there is none, if there are fewer GPUs than asked for, or if the workers
-        cannot reach each other.
+        If the choice needs a cluster and there is none, if there are fewer GPUs than asked for, if the workers cannot
+        reach each other, or if XLA is asked for on more than one device.
     """
     if choice == "multiworker" and cluster is None:
         raise UserError(
@@ -80,8 +83,10 @@ def start_tensorflow(
         else:
             kind, strategy = "single", tf.distribute.get_strategy()
         tf.config.list_logical_devices()
-    workers = cluster.size if kind == "multiworker" else 1
-    return Machine(strategy, _describe(tf, kind, workers, strategy.num_replicas_in_sync))
+    workers, replicas = cluster.size if kind == "multiworker" else 1, strategy.num_replicas_in_sync
+    if xla and replicas > 1:
+        raise UserError(f"--xla compiles the step of one device, and there are {replicas}; add --strategy single")
+    return Machine(strategy, _describe(tf, kind, workers, replicas, xla))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -157,7 +162,7 @@ def _tasks_per_node() -> int:
     return max(int(count.partition("(")[0]) for count in counts)
 
 
-def _describe(tf, strategy: str, workers: int, replicas: int) -> dict:
+def _describe(tf, strategy: str, workers: int, replicas: int, xla: bool) -> dict:
     gpus = tf.config.get_visible_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return {
@@ -168,7 +173,7 @@ def _describe(tf, strategy: str, workers: int, replicas: int) -> dict:
         "replicas": replicas,
         # Rounding depends on how many threads share a sum.
         "tf32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
-        "xla": tf.config.optimizer.get_jit() or "off",
+        "xla": "step" if xla else tf.config.optimizer.get_jit() or "off",
         "threads": tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0)),
     }
 

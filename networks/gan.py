@@ -1,5 +1,6 @@
 """The GAN: both networks, their optimisers, and the training step. All that a run changes lives in one object."""
 
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -63,6 +64,9 @@ class GAN:
     strategy : tf.distribute.Strategy, optional
         How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
         of the same batch.
+    xla : bool
+        Compile the step with XLA, on one device only. It rounds otherwise, and draws other random numbers from the
+        same seed and step.
 
     Attributes
     ----------
@@ -83,6 +87,7 @@ class GAN:
         total_steps: int | None = None,
         training_set: TrainingSet | None = None,
         strategy: tf.distribute.Strategy | None = None,
+        xla: bool = False,
     ):
         if (config.lr_schedule != "constant" or config.r1_growth != 1) and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule}, r1_growth = {config.r1_growth:g} need total_steps")
@@ -114,6 +119,9 @@ class GAN:
             if self.critic is not None:
                 spectra = self.critic.get_layer("log_spectra")
                 spectra.standardize(training_set.spectra_mean, training_set.spectra_sigma)
+        compiled = partial(tf.function, reduce_retracing=True, autograph=False, jit_compile=xla or None)
+        self._compiled_step = compiled(partial(self._on_all_replicas, self._draw_and_update))
+        self._compiled_update = compiled(partial(self._on_all_replicas, self._update))
         self._generator_with_u = with_pre_activation(self.generator)
         self._density_function = density_function(self.sampling_generator)
         if config.match_histogram:
@@ -162,7 +170,7 @@ class GAN:
         step, with_r1 = self._advance()
         flips = tf.reshape(tf.cast(flips, tf.float32), [-1, 1])
         batch = (tf.cast(real, tf.float32), tf.cast(z, tf.float32), flips)
-        return self._compiled_update(*(share_out(values, self.strategy) for values in batch), step, with_r1)
+        return self._compiled_update(tuple(share_out(values, self.strategy) for values in batch), step, with_r1)
 
     def train_on_densities(self, densities) -> dict[str, tf.Tensor]:
         """One full step on raw slices; noise, label flips and augmentation follow from the seed and the step.
@@ -178,7 +186,7 @@ class GAN:
             As `train_step` returns it. Reading a value waits for the device.
         """
         step, with_r1 = self._advance()
-        return self._compiled_step(share_out(tf.convert_to_tensor(densities), self.strategy), step, with_r1)
+        return self._compiled_step((share_out(tf.convert_to_tensor(densities), self.strategy),), step, with_r1)
 
     @property
     def sampling_generator(self):
@@ -299,14 +307,6 @@ class GAN:
         step = self.step
         self.step += 1
         return tf.constant(step, tf.int64), self.config.r1_weight > 0 and step % self.config.r1_interval == 0
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def _compiled_step(self, densities, step, with_r1):
-        return self._on_all_replicas(self._draw_and_update, (densities,), step, with_r1)
-
-    @tf.function(reduce_retracing=True, autograph=False)
-    def _compiled_update(self, real, z, flips, step, with_r1):
-        return self._on_all_replicas(self._update, (real, z, flips), step, with_r1)
 
     def _on_all_replicas(self, update, batch, step, with_r1) -> dict[str, tf.Tensor]:
         """Run an update on every replica's share of the batch, and then what is done once for all."""

@@ -324,6 +324,25 @@ def test_r1_penalty_takes_part_in_the_update(tiny_config):
     np.testing.assert_allclose(penalised, as_often, atol=1e-7)
 
 
+def test_xla_computes_the_same_step(tiny_config, rng):
+    """All that the recommended recipe has, but for what it draws at random."""
+    options = {"discriminator_norm": "none", "generator_norm": "renorm", "r1_weight": 0.5}
+    options |= {"r1_coordinate": "log_density", "critic_weight": 0.5, "channel_weights": (1.0, 10.0, 2.0)}
+    config = dataclasses.replace(tiny_config, density_cap=2.0, ema_decay=0.9, **options)
+    training_set = TrainingSet(400.0, spectra_mean=np.zeros(10), spectra_sigma=np.ones(10))
+    usual, compiled = (GAN(config, training_set=training_set, xla=xla) for xla in (False, True))
+    for weight in usual.discriminator.trainable_variables + compiled.discriminator.trainable_variables:
+        weight.assign(10.0 * weight)  # so that there is something to penalise
+    for _ in range(3):
+        batch = inputs(config, rng)
+        ours, theirs = (gan.train_step(*batch) for gan in (compiled, usual))
+        assert ours.keys() == theirs.keys()
+        for name, loss in theirs.items():
+            assert float(ours[name]) == pytest.approx(float(loss), rel=1e-4), name
+    for (name, variable), other in zip(compiled.state().items(), usual.state().values(), strict=True):
+        np.testing.assert_allclose(variable.numpy(), other.numpy(), atol=1e-5, rtol=1e-4, err_msg=name)
+
+
 @pytest.mark.parametrize(("step", "weight"), [(0, 1.0), (7, 1.0), (11, 2.0), (14, 3.0), (19, 3.0)])
 def test_r1_penalty_grows(tiny_config, rng, step, weight):
     """A step of twenty is that of a constant penalty with the weight of that time."""

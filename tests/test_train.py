@@ -131,6 +131,7 @@ def test_old_npy_files_are_trained_on_as_they_are(workplace, sliced):
     ("arguments", "words"),
     [
         (("--devices", 4), ("batchsize = 6", "4 replicas")),
+        (("--devices", 2, "--xla"), ("--xla", "one device", "--strategy single")),
         (
             ("--set", "ndeconvfilters=[40000000, 1]", "--set", "noise_vect_len=1000000"),
             ("not enough memory", "batches of 6"),

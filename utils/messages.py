@@ -18,8 +18,10 @@ def describe_slices(slices: SliceSet) -> str:
 
 
 def describe_machine(machine: dict) -> str:
-    """Devices, threads, and how the step is spread, in a few words."""
+    """Devices, threads, XLA, and how the step is spread, in a few words."""
     text = f"{machine['devices'][0]} ({machine['threads']} threads)"
+    if machine["xla"] != "off":
+        text += ", XLA"
     if machine["replicas"] > 1:
         text += f", {machine['strategy']}: {machine['replicas']} replicas in {machine['workers']} process(es)"
     return text
