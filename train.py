@@ -12,6 +12,7 @@ stopped on request, to be resumed.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -76,9 +77,9 @@ def parse_arguments():
     )
     parser.add_argument(
         "--xla",
-        action="store_true",
-        help="compile the step with XLA, which takes a minute: on a GPU it is three to six times faster then, on a CPU "
-        "slower",
+        action=argparse.BooleanOptionalAction,
+        help="compile the step with XLA, or do not: it takes a minute, and makes a step three to six times faster on a "
+        "GPU, slower on a CPU; default: on a single GPU",
     )
     parser.add_argument(
         "--profile", action="store_true", help="say where the time of a step goes; the trace is kept in profile/"
@@ -163,7 +164,8 @@ def train(
     profile = StepProfile(folder.profile, first_step) if arguments.profile else None
     with batches, bar:
         for densities in batches:
-            losses = gan.train_on_densities(densities)
+            with watch.measure("compiling") if gan.next_step_compiles else contextlib.nullcontext():
+                losses = gan.train_on_densities(densities)
             step = gan.step
             if profile:
                 profile.after_step(step, losses)
@@ -253,7 +255,7 @@ def set_up(
     for difference in differences(folder.read_record(), record) if checkpoint else []:
         log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
     log.debug("record\n%s", json.dumps(record, indent=2))
-    gan = build_gan(plan, training, machine.strategy, arguments.xla)
+    gan = build_gan(plan, training, machine)
     monitor = Monitor(plan.config, validation, training.mean, folder)
     set_weights(gan, monitor, checkpoint, arguments.init_from)
     folder.write_config(plan.config)
@@ -295,7 +297,7 @@ def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: Stop
     machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet, arguments.xla)
     plan = settle_precision(RunPlan(config, len(training)), machine)
     print(f"{crew.cluster.name(crew.rank)} of {crew.size} computes its share; the first one writes log and results")
-    gan = build_gan(plan, training, machine.strategy)
+    gan = build_gan(plan, training, machine)
     gan.share_state()
     first_step = gan.step
     with open_stream(plan, training, gan.step, crew) as batches:
@@ -329,19 +331,19 @@ def settle_precision(plan: RunPlan, machine) -> RunPlan:
     return dataclasses.replace(plan, config=dataclasses.replace(plan.config, precision=precision))
 
 
-def build_gan(plan: RunPlan, training: SliceSet, strategy, xla: bool = False):
-    """Both networks, on the devices of a strategy."""
-    config = plan.config
-    if config.batchsize % strategy.num_replicas_in_sync:
+def build_gan(plan: RunPlan, training: SliceSet, machine):
+    """Both networks, on the devices of a machine."""
+    config, replicas = plan.config, machine.strategy.num_replicas_in_sync
+    if config.batchsize % replicas:
         raise UserError(
-            f"batchsize = {config.batchsize} cannot be shared equally by {strategy.num_replicas_in_sync} replicas; "
-            f"choose a multiple of their number"
+            f"batchsize = {config.batchsize} cannot be shared equally by {replicas} replicas; choose a multiple of "
+            f"their number"
         )
     from networks.gan import GAN
     from networks.losses import measure_training_set
 
     avoid_failing_fusion(config.discriminator_norm)
-    return GAN(config, plan.total_steps, measure_training_set(config, training), strategy, xla)
+    return GAN(config, plan.total_steps, measure_training_set(config, training), machine.strategy, machine.xla)
 
 
 def open_stream(plan: RunPlan, training: SliceSet, step: int, crew: Crew):
@@ -386,13 +388,15 @@ def check_finite(gan, where) -> None:
 
 
 def pace(config: Config, watch: Stopwatch, steps: int) -> dict[str, float]:
-    """Speed of this process so far: everything here depends on the clock."""
-    in_steps = watch.total - sum(watch.seconds.values())
+    """Speed of this process so far, steps that were compiled first left out: everything here depends on the clock."""
+    others = steps - watch.times["compiling"]
+    running = watch.total - watch.seconds["compiling"] if others else watch.total
+    in_steps = running - sum(seconds for activity, seconds in watch.seconds.items() if activity != "compiling")
     return {
         "seconds": watch.total,
-        "seconds_per_step": in_steps / steps,
-        "images_per_second": config.batchsize * steps / in_steps,
-        "all_seconds_per_step": watch.total / steps,
+        "seconds_per_step": in_steps / (others or steps),
+        "images_per_second": config.batchsize * (others or steps) / in_steps,
+        "all_seconds_per_step": running / (others or steps),
         **{f"{activity}_share": share for activity, share in watch.shares().items()},
     }
 

@@ -27,12 +27,13 @@ SETTINGS = {
     "TF_ENABLE_ONEDNN_OPTS=0": ({"TF_ENABLE_ONEDNN_OPTS": "0"}, []),
     "without rearranging": ({}, ["--no-layout-optimizer"]),
     "train.py --xla": ({}, ["--xla"]),
+    "train.py --no-xla": ({}, ["--no-xla"]),
 }
 
 
 def time_step(arguments) -> None:
     """Be one process: print the seconds that compiling took, and the median of a step."""
-    machine, config = start(arguments.tag, arguments.overrides)
+    machine, config = start(arguments.tag, arguments.overrides, xla=arguments.xla)
     import tensorflow as tf
 
     if arguments.no_layout_optimizer:
@@ -45,7 +46,7 @@ def time_step(arguments) -> None:
     densities = tf.constant(np.random.default_rng(1).poisson(1.0, shape).astype(np.int16))
     first = tf.constant(1, tf.int64)
 
-    @tf.function(jit_compile=arguments.xla or None, autograph=False)
+    @tf.function(jit_compile=machine.xla or None, autograph=False)
     def step():
         return gan._on_all_replicas(gan._draw_and_update, (densities,), first, False)
 
@@ -61,7 +62,7 @@ def main():
     parser = step_parser(description, tag="demo", steps=40)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--no-layout-optimizer", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--xla", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--xla", action=argparse.BooleanOptionalAction, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         time_step(arguments)

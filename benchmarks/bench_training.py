@@ -1,6 +1,6 @@
 """What a training step and a TensorBoard checkpoint cost, beside the rate of a matrix product on the same machine.
 
-python -m benchmarks.bench_training [--tag base] [--steps 5] [--step-only] [--set precision=float32]
+python -m benchmarks.bench_training [--tag base] [--steps 5] [--step-only] [--no-xla] [--set precision=float32]
 
 The operations of a step are counted from the networks: a (transposed) convolution costs kernel² · channels in ·
 channels out multiply-adds at every pixel of its smaller side, a dense layer the size of its kernel. A forward pass
@@ -11,6 +11,7 @@ A GPU works while the next operations are being queued, and waiting for one resu
 there, a batch of products or steps is timed, and what it took is divided by their number.
 """
 
+import argparse
 import dataclasses
 import resource
 import tempfile
@@ -152,7 +153,10 @@ def divergence_check_seconds(gan, densities, repeats: int) -> tuple[float, float
 
     def step(note_divergence):
         gan._note_divergence = note_divergence  # in the place of the method, until the step is compiled
-        update = tf.function(lambda *arguments: gan._on_all_replicas(gan._draw_and_update, (densities,), *arguments))
+        update = tf.function(
+            lambda *arguments: gan._on_all_replicas(gan._draw_and_update, (densities,), *arguments),
+            jit_compile=gan.xla or None,
+        )
 
         def seconds(with_r1: bool) -> float:
             gan._note_divergence = note_divergence
@@ -193,9 +197,10 @@ def main():
     """Measure and print."""
     description = "Time the training step and the TensorBoard checkpoint of a tag."
     parser = step_parser(description, tag="base", steps=5)
+    parser.add_argument("--xla", action=argparse.BooleanOptionalAction, help="as train.py has it")
     parser.add_argument("--step-only", action="store_true", help="leave out what is around the step")
     arguments = parser.parse_args()
-    machine, config = start(arguments.tag, arguments.overrides)
+    machine, config = start(arguments.tag, arguments.overrides, xla=arguments.xla)
     from networks.gan import GAN
 
     print(f"training step of '{config.tag}', {config.precision}, on {machine.description}")
@@ -203,7 +208,7 @@ def main():
     in_a_row = calls_in_a_row(machine)
     rate = matrix_product_rate(dtype, in_a_row)
     rng = np.random.default_rng(1)
-    gan = GAN(config, total_steps=10**6, training_set=made_up_training_set(config))
+    gan = GAN(config, total_steps=10**6, training_set=made_up_training_set(config), xla=machine.xla)
     densities = rng.poisson(1.0, (config.batchsize, config.img_dim, config.img_dim)).astype(np.int16)
     step = median_seconds(lambda: gan.train_on_densities(densities)["g_loss"], arguments.steps, in_a_row)
     operations = operations_per_step(gan, config)

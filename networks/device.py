@@ -31,6 +31,8 @@ class Machine:
 
     strategy: "tf.distribute.Strategy"
     """How TensorFlow spreads a step over it."""
+    xla: bool
+    """Whether a step is to be compiled by XLA."""
     description: dict
     """`kind` (CPU or GPU), `devices` (names of this process's), `strategy`, `workers` and `replicas` (in all), `tf32`,
     `xla` and `threads`."""
@@ -41,7 +43,7 @@ def start_tensorflow(
     devices: int | None = None,
     cluster: Cluster | None = None,
     meet: Callable[[Cluster], None] = lambda cluster: None,
-    xla: bool = False,
+    xla: bool | None = None,
 ) -> Machine:
     """Import TensorFlow and open its devices; the notes that it writes meanwhile go to the log, not to the terminal.
 
@@ -57,8 +59,8 @@ def start_tensorflow(
         The workers that train together.
     meet : callable
         Given the cluster with its addresses, returns when all workers are there. TensorFlow then connects them.
-    xla : bool
-        Whether training steps will be compiled by XLA.
+    xla : bool, optional
+        Whether training steps are to be compiled by XLA; by default they are on a single GPU.
 
     Raises
     ------
@@ -86,7 +88,10 @@ def start_tensorflow(
     workers, replicas = cluster.size if kind == "multiworker" else 1, strategy.num_replicas_in_sync
     if xla and replicas > 1:
         raise UserError(f"--xla compiles the step of one device, and there are {replicas}; add --strategy single")
-    return Machine(strategy, _describe(tf, kind, workers, replicas, xla))
+    if xla is None:
+        # A CPU starts operations fast enough, and XLA's convolutions are slow there.
+        xla = replicas == 1 and bool(tf.config.get_visible_devices("GPU"))
+    return Machine(strategy, xla, _describe(tf, kind, workers, replicas, xla))
 
 
 def is_out_of_memory(error: Exception) -> bool:

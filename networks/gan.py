@@ -72,6 +72,8 @@ class GAN:
     ----------
     step : int
         Training steps done.
+    xla : bool
+        As above.
     generator, discriminator : keras.Model
     average_generator : Generator or None
         The moving average of the generator's weights, with `ema_decay` above 0.
@@ -98,6 +100,8 @@ class GAN:
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
         self.step = 0
+        self.xla = xla
+        self._compiled_kinds = set()
         if config.spectral_weight > 0:
             powers = (training_set.power_s, training_set.power)
             self._target_power = [tf.constant(power, tf.float32) for power in powers]
@@ -187,6 +191,12 @@ class GAN:
         """
         step, with_r1 = self._advance()
         return self._compiled_step((share_out(tf.convert_to_tensor(densities), self.strategy),), step, with_r1)
+
+    @property
+    def next_step_compiles(self) -> bool:
+        """Whether the next step is the first of its kind in this process: those with R1 penalty and those without are
+        compiled separately."""
+        return self._with_r1(self.step) not in self._compiled_kinds
 
     @property
     def sampling_generator(self):
@@ -303,10 +313,14 @@ class GAN:
     # ------------------------------------------------------------------------------------------------- inside a step
 
     def _advance(self) -> tuple[tf.Tensor, bool]:
-        """Count the step; say whether it is one with an R1 penalty. The two kinds are compiled separately."""
-        step = self.step
+        """Count the step; say whether it is one with an R1 penalty."""
+        step, with_r1 = self.step, self._with_r1(self.step)
+        self._compiled_kinds.add(with_r1)
         self.step += 1
-        return tf.constant(step, tf.int64), self.config.r1_weight > 0 and step % self.config.r1_interval == 0
+        return tf.constant(step, tf.int64), with_r1
+
+    def _with_r1(self, step: int) -> bool:
+        return self.config.r1_weight > 0 and step % self.config.r1_interval == 0
 
     def _on_all_replicas(self, update, batch, step, with_r1) -> dict[str, tf.Tensor]:
         """Run an update on every replica's share of the batch, and then what is done once for all."""
