@@ -11,6 +11,7 @@ ARGUMENTS = {
         ["--set", "precision=float32"],
         ["--tag", "demo", "--steps", "60"],
         ["--tag", "modern", "--steps", "20"],
+        ["--tag", "base256", "--steps", "2", "--step-only"],
     )
 }
 
