@@ -78,8 +78,8 @@ def parse_arguments():
     parser.add_argument(
         "--xla",
         action=argparse.BooleanOptionalAction,
-        help="compile the step with XLA, or do not: it takes a minute, and makes a step three to six times faster on a "
-        "GPU, slower on a CPU; default: on a single GPU",
+        help="compile the step with XLA, or do not: it takes a minute, and makes steps several times faster on a GPU, "
+        "slower on a CPU; default: as the run began, a new one with XLA on a single GPU",
     )
     parser.add_argument(
         "--profile", action="store_true", help="say where the time of a step goes; the trace is kept in profile/"
@@ -245,14 +245,16 @@ def set_up(
     """
     if crew.size > 1:
         log.info("%s: waiting for %d other workers", crew.cluster.source, crew.size - 1)
-    machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet, arguments.xla)
+    record_before = folder.read_record() if checkpoint else {}
+    xla = began_with_xla(record_before) if arguments.xla is None else arguments.xla
+    machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet, xla)
     log.info("computing on %s", describe_machine(machine.description))
     plan = settle_precision(plan, machine)
     log.info("precision: %s", plan.config.precision)
     from utils.monitor import Monitor
 
     record = run_record(plan.config, {"train": training, "val": validation}, machine.description)
-    for difference in differences(folder.read_record(), record) if checkpoint else []:
+    for difference in differences(record_before, record) if checkpoint else []:
         log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
     log.debug("record\n%s", json.dumps(record, indent=2))
     gan = build_gan(plan, training, machine)
@@ -264,6 +266,13 @@ def set_up(
         # From here on there is always a state to go on from.
         save_state(gan, monitor, folder)
     return gan, monitor
+
+
+def began_with_xla(record: dict) -> bool | None:
+    """Whether the steps of the run with that record are compiled by XLA, which draws other random numbers; None if that
+    is open."""
+    xla = record.get("numerics", {}).get("device", {}).get("xla")
+    return None if xla is None else xla == "step"
 
 
 def set_weights(gan, monitor, checkpoint: Checkpoint | None, init_from: str | None) -> None:
@@ -388,16 +397,22 @@ def check_finite(gan, where) -> None:
 
 
 def pace(config: Config, watch: Stopwatch, steps: int) -> dict[str, float]:
-    """Speed of this process so far, steps that were compiled first left out: everything here depends on the clock."""
-    others = steps - watch.times["compiling"]
-    running = watch.total - watch.seconds["compiling"] if others else watch.total
-    in_steps = running - sum(seconds for activity, seconds in watch.seconds.items() if activity != "compiling")
+    """Speed of this process so far, compiling left out once there are steps without it: all of it depends on the clock.
+
+    What is measured beside the steps is given as shares of the time that is left.
+    """
+    seconds, compiled = dict(watch.seconds), watch.counts["compiling"]
+    spent = watch.total
+    if steps > compiled:
+        spent -= seconds.pop("compiling", 0.0)
+        steps -= compiled
+    in_steps = spent - sum(seconds.values())
     return {
         "seconds": watch.total,
-        "seconds_per_step": in_steps / (others or steps),
-        "images_per_second": config.batchsize * (others or steps) / in_steps,
-        "all_seconds_per_step": running / (others or steps),
-        **{f"{activity}_share": share for activity, share in watch.shares().items()},
+        "seconds_per_step": in_steps / steps,
+        "images_per_second": config.batchsize * steps / in_steps,
+        "all_seconds_per_step": spent / steps,
+        **{f"{activity}_share": value / spent for activity, value in seconds.items()},
     }
 
 

@@ -87,7 +87,7 @@ def start_tensorflow(
         tf.config.list_logical_devices()
     workers, replicas = cluster.size if kind == "multiworker" else 1, strategy.num_replicas_in_sync
     if xla and replicas > 1:
-        raise UserError(f"--xla compiles the step of one device, and there are {replicas}; add --strategy single")
+        raise UserError(f"XLA compiles the step of one device only, and there are {replicas}; --no-xla does without it")
     if xla is None:
         # A CPU starts operations fast enough, and XLA's convolutions are slow there.
         xla = replicas == 1 and bool(tf.config.get_visible_devices("GPU"))

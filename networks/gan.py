@@ -72,8 +72,6 @@ class GAN:
     ----------
     step : int
         Training steps done.
-    xla : bool
-        As above.
     generator, discriminator : keras.Model
     average_generator : Generator or None
         The moving average of the generator's weights, with `ema_decay` above 0.
@@ -100,7 +98,6 @@ class GAN:
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
         self.step = 0
-        self.xla = xla
         self._compiled_kinds = set()
         if config.spectral_weight > 0:
             powers = (training_set.power_s, training_set.power)

@@ -10,10 +10,12 @@ import pytest
 from networks.dcgan import load_generator
 from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_config
 from tests.run_files import events, metrics
+from train import pace
 from utils.checkpoints import saved_steps
 from utils.cli import UserError
 from utils.config import Config
 from utils.runs import RunFolder, load_run_config
+from utils.timing import Stopwatch
 
 SCALARS = {"d_loss", "d_real_loss", "d_fake_loss", "g_loss", "chisq", "chisq_pspect"}
 IMAGES = {"genimg", "pixhist", "pspect"}
@@ -131,7 +133,7 @@ def test_old_npy_files_are_trained_on_as_they_are(workplace, sliced):
     ("arguments", "words"),
     [
         (("--devices", 4), ("batchsize = 6", "4 replicas")),
-        (("--devices", 2, "--xla"), ("--xla", "one device", "--strategy single")),
+        (("--devices", 2, "--xla"), ("XLA", "one device", "there are 2", "--no-xla")),
         (
             ("--set", "ndeconvfilters=[40000000, 1]", "--set", "noise_vect_len=1000000"),
             ("not enough memory", "batches of 6"),
@@ -180,6 +182,34 @@ def test_every_option_together(workplace):
     assert saved_steps(run / "checkpoints") == [EPOCH - 2, EPOCH - 1, EPOCH]
     counts = load_generator(run, "last").sample(4)
     np.testing.assert_array_equal(counts, np.floor(counts))
+
+
+def test_a_run_stays_with_xla(workplace):
+    """It draws other random numbers; resumed without being told, the run goes on with its own."""
+    process = train(workplace, 0, "--xla", "--set", "augment=True")
+    assert process.returncode == 0, process.stderr
+    process = train(workplace, 0, "--resume", "--set", "augment=True", "--set", "Nepochs=2")
+    assert process.returncode == 0, process.stderr
+    log = (workplace / "expts" / "tiny" / "run0" / "train.log").read_text()
+    assert len(re.findall(r"computing on .*, XLA", log)) == 2
+    assert "bit for bit" not in log
+    assert metrics(workplace / "expts" / "tiny" / "run0")[-1]["step"] == 2 * EPOCH
+
+
+def test_pace_leaves_compiling_out(tiny_config, monkeypatch):
+    """Six images a step; four steps of a second each, two of them with ten seconds of compiling, and a checkpoint."""
+    watch = Stopwatch()
+    watch.seconds.update({"compiling": 22.0, "monitor": 2.0})
+    watch.counts.update({"compiling": 2, "monitor": 1})
+    monkeypatch.setattr(Stopwatch, "total", 26.0)
+    found = pace(tiny_config, watch, 4)
+    assert found["seconds_per_step"] == 1.0
+    assert found["images_per_second"] == 6.0
+    assert found["all_seconds_per_step"] == 2.0
+    assert found["monitor_share"] == 0.5
+    assert found["seconds"] == 26.0
+    assert "compiling_share" not in found
+    assert pace(tiny_config, watch, 2)["all_seconds_per_step"] == 13.0
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 
 class Stopwatch:
-    """Seconds spent in each of several activities, and how many times, beside the total since it was made."""
+    """Seconds spent in each of several activities, and how often, beside the total since it was made."""
 
     def __init__(self):
         self._start = time.perf_counter()
         self.seconds: Counter[str] = Counter()
-        self.times: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     @contextlib.contextmanager
     def measure(self, activity: str) -> Iterator[None]:
@@ -22,7 +22,7 @@ class Stopwatch:
             yield
         finally:
             self.seconds[activity] += time.perf_counter() - start
-            self.times[activity] += 1
+            self.counts[activity] += 1
 
     @property
     def total(self) -> float:
