@@ -33,11 +33,11 @@ from utils.lock import single_writer
 from utils.logs import log, start_log
 from utils.messages import describe_machine, describe_slices, duration, progress_line, score_line
 from utils.plan import Due, RunPlan
-from utils.provenance import differences, run_record
+from utils.provenance import began_with_xla, differences, run_record
 from utils.runs import RunFolder, check_weights, find_weights, stamp_weights
 from utils.signals import Stopped, StopRequest, listen
 from utils.slices import SliceSet, open_slices
-from utils.timing import Stopwatch
+from utils.timing import Stopwatch, pace
 from utils.version import VERSION
 
 
@@ -179,9 +179,9 @@ def train(
                 with watch.measure("matching"):
                     gan.match_histogram(last=due.end)
             if due.log:
-                log.info(progress_line(step, plan, losses, pace(config, watch, step - first_step)))
+                log.info(progress_line(step, plan, losses, pace(watch, step - first_step, config.batchsize)))
             if due.checkpoint:
-                timing = pace(config, watch, step - first_step) | {"wait_share": batches.waited / watch.total}
+                timing = pace(watch, step - first_step, config.batchsize) | {"wait_share": batches.waited / watch.total}
                 with watch.measure("monitor"):
                     evaluate(gan, monitor, folder, step / plan.epoch_steps, timing)
             if due.weights:
@@ -266,13 +266,6 @@ def set_up(
         # From here on there is always a state to go on from.
         save_state(gan, monitor, folder)
     return gan, monitor
-
-
-def began_with_xla(record: dict) -> bool | None:
-    """Whether the steps of the run with that record are compiled by XLA, which draws other random numbers; None if that
-    is open."""
-    xla = record.get("numerics", {}).get("device", {}).get("xla")
-    return None if xla is None else xla == "step"
 
 
 def set_weights(gan, monitor, checkpoint: Checkpoint | None, init_from: str | None) -> None:
@@ -394,26 +387,6 @@ def check_finite(gan, where) -> None:
     if divergence:
         step, tensor = divergence
         raise Diverged(f"{tensor} was not finite in step {step}", where)
-
-
-def pace(config: Config, watch: Stopwatch, steps: int) -> dict[str, float]:
-    """Speed of this process so far, compiling left out once there are steps without it: all of it depends on the clock.
-
-    What is measured beside the steps is given as shares of the time that is left.
-    """
-    seconds, compiled = dict(watch.seconds), watch.counts["compiling"]
-    spent = watch.total
-    if steps > compiled:
-        spent -= seconds.pop("compiling", 0.0)
-        steps -= compiled
-    in_steps = spent - sum(seconds.values())
-    return {
-        "seconds": watch.total,
-        "seconds_per_step": in_steps / steps,
-        "images_per_second": config.batchsize * steps / in_steps,
-        "all_seconds_per_step": spent / steps,
-        **{f"{activity}_share": value / spent for activity, value in seconds.items()},
-    }
 
 
 def save_weights(gan, folder: RunFolder, name: str, scores: dict[str, float] | None = None) -> None:

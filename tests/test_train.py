@@ -10,12 +10,10 @@ import pytest
 from networks.dcgan import load_generator
 from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_config
 from tests.run_files import events, metrics
-from train import pace
 from utils.checkpoints import saved_steps
 from utils.cli import UserError
 from utils.config import Config
 from utils.runs import RunFolder, load_run_config
-from utils.timing import Stopwatch
 
 SCALARS = {"d_loss", "d_real_loss", "d_fake_loss", "g_loss", "chisq", "chisq_pspect"}
 IMAGES = {"genimg", "pixhist", "pspect"}
@@ -194,22 +192,6 @@ def test_a_run_stays_with_xla(workplace):
     assert len(re.findall(r"computing on .*, XLA", log)) == 2
     assert "bit for bit" not in log
     assert metrics(workplace / "expts" / "tiny" / "run0")[-1]["step"] == 2 * EPOCH
-
-
-def test_pace_leaves_compiling_out(tiny_config, monkeypatch):
-    """Six images a step; four steps of a second each, two of them with ten seconds of compiling, and a checkpoint."""
-    watch = Stopwatch()
-    watch.seconds.update({"compiling": 22.0, "monitor": 2.0})
-    watch.counts.update({"compiling": 2, "monitor": 1})
-    monkeypatch.setattr(Stopwatch, "total", 26.0)
-    found = pace(tiny_config, watch, 4)
-    assert found["seconds_per_step"] == 1.0
-    assert found["images_per_second"] == 6.0
-    assert found["all_seconds_per_step"] == 2.0
-    assert found["monitor_share"] == 0.5
-    assert found["seconds"] == 26.0
-    assert "compiling_share" not in found
-    assert pace(tiny_config, watch, 2)["all_seconds_per_step"] == 13.0
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,13 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
     }
 
 
+def began_with_xla(record: dict) -> bool | None:
+    """Whether the steps of the run with that record are compiled by XLA, which draws other random numbers; None if that
+    is not known."""
+    xla = record.get("numerics", {}).get("device", {}).get("xla")
+    return None if xla is None else xla == "step"
+
+
 def differences(before: dict, now: dict) -> list[str]:
     """What may end bit-exactness between two starts of a run: one line on each difference; `before` may be empty."""
     if not before:

@@ -32,3 +32,37 @@ class Stopwatch:
     def shares(self) -> dict[str, float]:
         """Each activity's share of the total time."""
         return {activity: seconds / self.total for activity, seconds in self.seconds.items()}
+
+
+def pace(watch: Stopwatch, steps: int, batchsize: int) -> dict[str, float]:
+    """Speed of a run in this process so far; all of it depends on the clock.
+
+    Parameters
+    ----------
+    watch : Stopwatch
+        Made when training began; `compiling` are the steps that were compiled first.
+    steps : int
+        Done since then, those that were compiled included; at least 1.
+    batchsize : int
+        Images in a step.
+
+    Returns
+    -------
+    dict of str to float
+        `seconds` in all; `seconds_per_step` and `images_per_second` without, `all_seconds_per_step` with what is done
+        beside the steps; and the share of each of those activities. Once there are steps that were not compiled, all
+        but the first are of these and the time without compiling.
+    """
+    seconds, compiled = dict(watch.seconds), watch.counts["compiling"]
+    spent = watch.total
+    if steps > compiled:
+        spent -= seconds.pop("compiling", 0.0)
+        steps -= compiled
+    in_steps = spent - sum(seconds.values())
+    return {
+        "seconds": watch.total,
+        "seconds_per_step": in_steps / steps,
+        "images_per_second": batchsize * steps / in_steps,
+        "all_seconds_per_step": spent / steps,
+        **{f"{activity}_share": value / spent for activity, value in seconds.items()},
+    }
