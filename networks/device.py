@@ -86,6 +86,8 @@ def start_tensorflow(
         else:
             kind, strategy = "single", tf.distribute.get_strategy()
         tf.config.list_logical_devices()
+        if not cluster:
+            _multiply_bfloat16(tf)
     workers, replicas = cluster.size if kind == "multiworker" else 1, strategy.num_replicas_in_sync
     if xla and replicas > 1:
         raise UserError(f"XLA compiles the step of one device only, and there are {replicas}; --no-xla does without it")
@@ -121,6 +123,13 @@ def avoid_failing_fusion(discriminator_norm: str) -> None:
         import tensorflow as tf
 
         tf.config.optimizer.set_experimental_options({"remapping": False})
+
+
+def _multiply_bfloat16(tf) -> None:
+    """Bring on the line that oneDNN writes, once, to tell that it has no bfloat16 where a processor has AVX2 alone."""
+    with tf.device("CPU:0"):
+        factor = tf.ones((8, 8), tf.bfloat16)
+        tf.function(tf.matmul, autograph=False)(factor, factor)
 
 
 def _choose_devices(tf, devices: int | None) -> list[str]:
