@@ -21,7 +21,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from networks.device import STRATEGIES, avoid_failing_fusion, is_out_of_memory, start_tensorflow
+from networks.device import STRATEGIES, avoid_failing_fusion, is_out_of_memory, log_missing_bfloat16, start_tensorflow
 from utils.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
 from utils.cluster import find_cluster
@@ -327,9 +327,11 @@ def asked_to_stop(gan, crew: Crew, stop: StopRequest, due: Due) -> str | None:
 
 def settle_precision(plan: RunPlan, machine) -> RunPlan:
     """The plan with the precision that `auto` stands for on these devices; the same for all workers."""
-    from networks.precision import choose_precision
+    from networks.precision import choose_precision, has_bfloat16
 
     precision = choose_precision(plan.config.precision, machine.strategy)
+    if precision == "mixed_bfloat16" and not has_bfloat16():
+        log_missing_bfloat16()
     return dataclasses.replace(plan, config=dataclasses.replace(plan.config, precision=precision))
 
 

@@ -86,8 +86,6 @@ def start_tensorflow(
         else:
             kind, strategy = "single", tf.distribute.get_strategy()
         tf.config.list_logical_devices()
-        if not cluster:
-            _multiply_bfloat16(tf)
     workers, replicas = cluster.size if kind == "multiworker" else 1, strategy.num_replicas_in_sync
     if xla and replicas > 1:
         raise UserError(f"XLA compiles the step of one device only, and there are {replicas}; --no-xla does without it")
@@ -125,9 +123,11 @@ def avoid_failing_fusion(discriminator_norm: str) -> None:
         tf.config.optimizer.set_experimental_options({"remapping": False})
 
 
-def _multiply_bfloat16(tf) -> None:
-    """Bring on the line that oneDNN writes, once, to tell that it has no bfloat16 where a processor has AVX2 alone."""
-    with tf.device("CPU:0"):
+def log_missing_bfloat16() -> None:
+    """Send to the log the line that oneDNN writes once where there is no bfloat16; else training would show it."""
+    import tensorflow as tf
+
+    with _stderr_to_log(), tf.device("CPU:0"):
         factor = tf.ones((8, 8), tf.bfloat16)
         tf.function(tf.matmul, autograph=False)(factor, factor)
 
