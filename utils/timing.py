@@ -51,12 +51,13 @@ def pace(watch: Stopwatch, steps: int, batchsize: int) -> dict[str, float]:
     dict of str to float
         `seconds` in all; `seconds_per_step` and `images_per_second` without, `all_seconds_per_step` with what is done
         beside the steps; and the share of each of those activities. Once there are steps that were not compiled, all
-        but the first are of these and the time without compiling.
+        but the first are of these and the time without compiling; until then compiling counts as part of the steps.
     """
     seconds, compiled = dict(watch.seconds), watch.counts["compiling"]
     spent = watch.total
+    compiling = seconds.pop("compiling", 0.0)
     if steps > compiled:
-        spent -= seconds.pop("compiling", 0.0)
+        spent -= compiling
         steps -= compiled
     in_steps = spent - sum(seconds.values())
     return {
