@@ -187,7 +187,7 @@ def similar_pairs(job: Job, generated: Generated, real: Real) -> list[tuple]:
 
 def interpolations(generator, seed: int) -> np.ndarray:
     """Densities (PATHS, STEPS, N, N) along great circles between two latent vectors (White 2016, arXiv:1609.04468)."""
-    from networks.dcgan import with_pre_activation
+    from networks.dcgan import up_to_pre_activation
     from networks.images import density_from_pre_activation
 
     first, second = np.random.default_rng(seed).normal(size=(2, PATHS, 1, generator.noise_vect_len))
@@ -195,7 +195,7 @@ def interpolations(generator, seed: int) -> np.ndarray:
     angle = np.arccos(np.sum(first * second, axis=-1) / (norms[0] * norms[1]))[..., np.newaxis]  # (PATHS, 1, 1)
     share = np.linspace(0.0, 1.0, STEPS)[:, np.newaxis]  # (STEPS, 1)
     z = (np.sin((1.0 - share) * angle) * first + np.sin(share * angle) * second) / np.sin(angle)
-    _, u = with_pre_activation(generator)([z.reshape(PATHS * STEPS, -1).astype(np.float32)], training=False)
+    u = up_to_pre_activation(generator)([z.reshape(PATHS * STEPS, -1).astype(np.float32)], training=False)
     # Not rounded to whole particles: noise would hide how smooth the path is.
     density = density_from_pre_activation(u, generator.datascale).numpy()
     return density.reshape(PATHS, STEPS, *density.shape[1:])

@@ -33,7 +33,7 @@ from utils.lock import single_writer
 from utils.logs import log, start_log
 from utils.messages import describe_machine, describe_slices, duration, progress_line, score_line
 from utils.plan import Due, RunPlan
-from utils.provenance import began_with_xla, differences, run_record
+from utils.provenance import differences, run_record, used_xla
 from utils.runs import RunFolder, check_weights, find_weights, stamp_weights
 from utils.signals import Stopped, StopRequest, listen
 from utils.slices import SliceSet, open_slices
@@ -79,7 +79,8 @@ def parse_arguments():
         "--xla",
         action=argparse.BooleanOptionalAction,
         help="compile the step with XLA, or do not: it takes a minute, and makes steps several times faster on a GPU, "
-        "slower on a CPU; default: as the run began, a new one with XLA on a single GPU",
+        "slower on a CPU; default: as the run was last started, on several devices without, a new run with XLA on a "
+        "single GPU",
     )
     parser.add_argument(
         "--profile", action="store_true", help="say where the time of a step goes; the trace is kept in profile/"
@@ -208,10 +209,12 @@ def begin_records(plan: RunPlan, folder: RunFolder) -> Checkpoint | None:
     config = plan.config
     changes = folder.check(config, resume=True)
     checkpoint, damaged = newest_checkpoint(folder.checkpoints)
-    if checkpoint and checkpoint.meta["step"] > plan.total_steps:
+    done = checkpoint.meta["step"] if checkpoint else 0
+    # What a run does at its end, a longer one has not done at this step.
+    if done > plan.total_steps or (done == plan.total_steps and "Nepochs" in changes):
         raise UserError(
-            f"{folder.path} is at step {checkpoint.meta['step']} already, {config.Nepochs} epochs end at step "
-            f"{plan.total_steps}: ask for more Nepochs"
+            f"{folder.path} is at step {done} already, {config.Nepochs} epochs end at step {plan.total_steps}: ask for "
+            f"more Nepochs"
         )
     folder.create()
     lost_weights = folder.cut_back(checkpoint)
@@ -246,8 +249,9 @@ def set_up(
     if crew.size > 1:
         log.info("%s: waiting for %d other workers", crew.cluster.source, crew.size - 1)
     record_before = folder.read_record() if checkpoint else {}
-    xla = began_with_xla(record_before) if arguments.xla is None else arguments.xla
-    machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet, xla)
+    machine = start_tensorflow(
+        arguments.strategy, arguments.devices, crew.cluster, crew.meet, arguments.xla, used_xla(record_before)
+    )
     log.info("computing on %s", describe_machine(machine.description))
     plan = settle_precision(plan, machine)
     log.info("precision: %s", plan.config.precision)
@@ -291,7 +295,7 @@ def evaluate(gan, monitor, folder: RunFolder, epoch: float, timing: dict) -> Non
     gan.reset_losses()
     for name in evaluation.improved:
         save_weights(gan, folder, f"_{name}", evaluation.scores)
-    log.info(score_line(gan.step, evaluation))
+    log.info(score_line(gan.step, evaluation, gan.config.best_metric))
 
 
 def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: StopRequest) -> None:

@@ -179,10 +179,9 @@ def build_spectral_critic(config: Config) -> keras.Model:
     return keras.Model(images, logits, name="spectral_critic")
 
 
-def with_pre_activation(generator: Generator) -> keras.Model:
-    """The same generator with two outputs: (images, u), u (n, N, N) the last pre-activation, of which s = tanh(u)."""
-    u = _without_channel(generator.get_layer("pre_activation").output)
-    return keras.Model(generator.inputs, (generator.outputs[0], u))
+def up_to_pre_activation(generator: Generator) -> keras.Model:
+    """The same generator without its last step: z -> u (n, N, N), the last pre-activation, of which s = tanh(u)."""
+    return _ending_in(generator, generator.get_layer("pre_activation").output)
 
 
 def unmatched_function(generator: Generator) -> tf.types.experimental.PolymorphicFunction:
@@ -193,7 +192,7 @@ def unmatched_function(generator: Generator) -> tf.types.experimental.Polymorphi
     callable
         (number, seed (2,) int64) -> u (number, N, N), float32; not of the slices that `density_function` draws.
     """
-    model = keras.Model(generator.inputs, _without_channel(generator.get_layer("histogram_matching").input))
+    model = _ending_in(generator, generator.get_layer("histogram_matching").input)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def draw(number, seed):
@@ -213,11 +212,11 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
         with `augment`, each in one of the eight symmetries of the square: a network has places that it prefers for its
         filaments, by which its slices would be more alike than real ones.
     """
-    model = with_pre_activation(generator)
+    model = up_to_pre_activation(generator)
 
     @tf.function(reduce_retracing=True, autograph=False)
     def draw(number, seed):
-        _, u = model(tf.random.stateless_normal((number, generator.noise_vect_len), seed), training=False)
+        u = model(tf.random.stateless_normal((number, generator.noise_vect_len), seed), training=False)
         density = density_from_pre_activation(u, generator.datascale)
         if generator.rounding == "down":
             density = tf.floor(density)
@@ -239,14 +238,14 @@ def draw_slices(draw, number: int, seed: int, progress: bool = False) -> Iterato
     Parameters
     ----------
     draw : callable
-        The `density_function` of a generator.
+        The `density_function` of a generator, or its `unmatched_function`.
     number, seed, progress
         As for `Generator.sample`.
 
     Yields
     ------
     ndarray, (n, N, N), float32
-        Densities; all batches together have `number` of them.
+        Densities, or what the function draws; all batches together have `number` of them.
     """
     for start in tqdm(range(0, number, _SAMPLING_BATCH), "generate", disable=None if progress else True):
         # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
@@ -296,9 +295,9 @@ def load_weights(network: keras.Model, path: Path, config: Config) -> None:
         ) from None
 
 
-def _without_channel(u):
-    """(n, N, N, 1) -> (n, N, N)"""
-    return keras.layers.Reshape(u.shape[1:3], dtype="float32")(u)
+def _ending_in(generator: Generator, u) -> keras.Model:
+    """The generator up to one of its tensors of a single channel, (n, N, N, 1), which is put out as (n, N, N)."""
+    return keras.Model(generator.inputs, keras.layers.Reshape(u.shape[1:3], dtype="float32")(u))
 
 
 def _image_input(config: Config):

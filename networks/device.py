@@ -44,6 +44,7 @@ def start_tensorflow(
     cluster: Cluster | None = None,
     meet: Callable[[Cluster], None] = lambda cluster: None,
     xla: bool | None = None,
+    xla_before: bool | None = None,
 ) -> Machine:
     """Import TensorFlow and open its devices; the notes that it writes meanwhile go to the log, not to the terminal.
 
@@ -60,7 +61,10 @@ def start_tensorflow(
     meet : callable
         Given the cluster with its addresses, returns when all workers are there. TensorFlow then connects them.
     xla : bool, optional
-        Whether training steps are to be compiled by XLA; by default they are on a single GPU.
+        Whether training steps are to be compiled by XLA; by default as before.
+    xla_before : bool, optional
+        Whether they were when the run was last started, which on several devices does not matter: they do without. A
+        new run has them compiled on a single GPU.
 
     Raises
     ------
@@ -91,7 +95,8 @@ def start_tensorflow(
         raise UserError(f"XLA compiles the step of one device only, and there are {replicas}; --no-xla does without it")
     if xla is None:
         # A CPU starts operations fast enough, and XLA's convolutions are slow there.
-        xla = replicas == 1 and bool(tf.config.get_visible_devices("GPU"))
+        on_one = bool(tf.config.get_visible_devices("GPU")) if xla_before is None else xla_before
+        xla = replicas == 1 and on_one
     return Machine(strategy, xla, _describe(tf, kind, workers, replicas, xla))
 
 

@@ -15,7 +15,7 @@ from networks.dcgan import (
     draw_slices,
     load_weights,
     unmatched_function,
-    with_pre_activation,
+    up_to_pre_activation,
 )
 from networks.distribution import (
     any_worker,
@@ -123,7 +123,7 @@ class GAN:
         compiled = partial(tf.function, reduce_retracing=True, autograph=False, jit_compile=xla or None)
         self._compiled_step = compiled(partial(self._on_all_replicas, self._draw_and_update))
         self._compiled_update = compiled(partial(self._on_all_replicas, self._update))
-        self._generator_with_u = with_pre_activation(self.generator)
+        self._generator_of_u = up_to_pre_activation(self.generator)
         self._density_function = density_function(self.sampling_generator)
         if config.match_histogram:
             self._unmatched_function = unmatched_function(self.sampling_generator)
@@ -373,9 +373,9 @@ class GAN:
         dict of str to tensor, two lists of tensors
             Losses, and the new moving statistics of generator and discriminator, all averaged over the replicas.
         """
-        generator = self._generator_with_u
+        generator = self._generator_of_u
         with tf.GradientTape() as tape:
-            (_, u), generator_statistics = generator.stateless_call(
+            u, generator_statistics = generator.stateless_call(
                 generator.trainable_variables, generator.non_trainable_variables, z, training=True
             )
             s, density = self._fake_fields(u, step)

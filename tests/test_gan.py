@@ -367,7 +367,7 @@ def test_density_cap(tiny_config, rng, tmp_path):
         for weights in (gan.generator.trainable_variables, free.generator.trainable_variables):
             weights[-1].assign([bias])  # of the last convolution, which adds next to nothing yet
         z = rng.normal(size=(4, config.noise_vect_len)).astype(np.float32)
-        capped, uncapped = (density_from_pre_activation(g._generator_with_u([z])[1], 4.0).numpy() for g in (gan, free))
+        capped, uncapped = (density_from_pre_activation(g._generator_of_u(z), 4.0).numpy() for g in (gan, free))
         assert low < capped.min() <= capped.max() < high
         if high <= 100.0:
             np.testing.assert_array_equal(capped, uncapped)

@@ -101,7 +101,8 @@ def test_automatic_precision_is_told_and_kept(finished, workplace):
 
 
 def test_changed_keys(finished, workplace):
-    """Another length takes effect, another batch size is refused."""
+    """Another length takes effect, another batch size is refused; so is an end before the run's own, which would be
+    without all that is done at an end."""
     run = workplace / "expts" / "tiny" / "run0"
     shutil.copytree(finished[0], run)
     write_config(workplace, Nepochs=10, checkpt_batch=8)
@@ -112,9 +113,12 @@ def test_changed_keys(finished, workplace):
     assert process.returncode == 0, process.stderr
     assert "Nepochs was 10, is 11 from here on" in process.stdout
     assert metrics(run)[-1]["step"] == 11 * EPOCH
+    (run / "checkpoints" / f"state_{11 * EPOCH:09d}.npz").unlink()
+    refused = train(workplace, 0, "--resume", "--set", "Nepochs=10")
+    assert_refused(refused, f"is at step {10 * EPOCH} already", "more Nepochs")
 
 
-def test_old_npy_files_are_trained_on_as_they_are(workplace, sliced):
+def test_old_npy_files_are_trained_on_as_they_are(workplace):
     rng = np.random.default_rng(3)
     for split, number in (("train", 13), ("val", 7)):
         np.save(workplace / f"old_{split}.npy", rng.poisson(1.0, (number, 8, 8, 1)).astype(np.int16))
@@ -183,7 +187,8 @@ def test_every_option_together(workplace):
 
 
 def test_a_run_stays_with_xla(workplace):
-    """It draws other random numbers; resumed without being told, the run goes on with its own."""
+    """It draws other random numbers; resumed without being told, the run goes on with its own, but on several devices,
+    where there is no XLA."""
     process = train(workplace, 0, "--xla", "--set", "augment=True")
     assert process.returncode == 0, process.stderr
     process = train(workplace, 0, "--resume", "--set", "augment=True", "--set", "Nepochs=2")
@@ -192,6 +197,10 @@ def test_a_run_stays_with_xla(workplace):
     assert len(re.findall(r"computing on .*, XLA", log)) == 2
     assert "bit for bit" not in log
     assert metrics(workplace / "expts" / "tiny" / "run0")[-1]["step"] == 2 * EPOCH
+    process = train(workplace, 0, "--resume", "--set", "augment=True", "--set", "Nepochs=3", "--devices", 2)
+    assert process.returncode == 0, process.stderr
+    assert "XLA" not in re.search("computing on .*", process.stdout)[0]
+    assert "numerics.device.xla was step, is off" in process.stdout
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ def progress_line(step: int, plan: RunPlan, losses: dict, timing: dict) -> str:
     )
 
 
-def score_line(step: int, evaluation) -> str:
-    """The log line of a TensorBoard checkpoint."""
-    shown = ("chisq", "chisq_pspect", "pspect_rms", "pspect_rms_s")
+def score_line(step: int, evaluation, best_metric: str) -> str:
+    """The log line of a TensorBoard checkpoint: first the score by which weights are best."""
+    shown = dict.fromkeys((best_metric, "chisq", "chisq_pspect", "pspect_rms", "pspect_rms_s"))
     numbers = ", ".join(f"{name} {evaluation.scores[name]:.4g}" for name in shown)
     best = f"; best so far by {' and '.join(evaluation.improved)}, saved" if evaluation.improved else ""
     return f"checkpoint at step {step}: {numbers}{best}"

@@ -55,9 +55,9 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
     }
 
 
-def began_with_xla(record: dict) -> bool | None:
-    """Whether the steps of the run with that record are compiled by XLA, which draws other random numbers; None if that
-    is not known."""
+def used_xla(record: dict) -> bool | None:
+    """Whether steps were compiled by XLA, which draws other random numbers, at the start that the record is of; None if
+    that is not known."""
     xla = record.get("numerics", {}).get("device", {}).get("xla")
     return None if xla is None else xla == "step"
 
