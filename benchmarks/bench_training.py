@@ -132,7 +132,7 @@ def made_up_training_set(config: Config):
 
     power, spectra = np.ones(config.img_dim // 2), np.ones(config.img_dim + 2)
     tail = measure_tail([np.random.default_rng(2).lognormal(-1.0, 1.5, 2**22)], False, config)
-    return TrainingSet(1000.0, power, power, spectra, spectra, tail)
+    return TrainingSet(power, power, spectra, spectra, tail)
 
 
 def checkpoint_seconds(gan, config: Config, rng) -> float:

@@ -15,7 +15,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from networks.images import density_from_pre_activation, random_symmetry, round_stochastically
-from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling, SoftCap
+from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling
 from networks.matching import HistogramMatching
 from networks.precision import hidden_dtype
 from networks.spectra import LogSpectra
@@ -73,15 +73,13 @@ def build_generator(config: Config) -> Generator:
     -------
     Generator
         A Keras model, z (n, noise_vect_len) -> images, (n, channels, N, N) or (n, N, N, channels), float32. Channel 0
-        is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x; both without
-        `channel_weights`.
+        is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x.
     """
     seeds, dtype = _layer_seeds(config.seed, network=0), hidden_dtype(config)
-    renormalized = config.generator_norm == "renorm"
     side, maps = config.base_dim, 2 * config.ndeconvfilters[0]
     z = keras.Input((config.noise_vect_len,), name="z")
     x = keras.layers.Dense(side * side * maps, use_bias=False, kernel_initializer=_normal(next(seeds)), dtype=dtype)(z)
-    x = _batch_norm(config, renormalized)(x)
+    x = _batch_norm(config)(x)
     x = keras.layers.ReLU(dtype=dtype)(x)
     x = keras.layers.Reshape((side, side, maps), dtype=dtype)(x)  # (n, side * side * maps) -> (n, side, side, maps)
     for layer, filters in enumerate(config.ndeconvfilters):
@@ -95,10 +93,8 @@ def build_generator(config: Config) -> Generator:
             dtype="float32" if last else dtype,
         )(x)
         if not last:
-            x = _batch_norm(config, renormalized)(x)
+            x = _batch_norm(config)(x)
             x = keras.layers.ReLU(dtype=dtype)(x)
-    if config.density_cap > 0:
-        x = SoftCap(dtype="float32", name="density_cap")(x)
     if config.match_histogram:
         x = HistogramMatching(dtype="float32", name="histogram_matching")(x)
     x = keras.layers.Identity(dtype="float32", name="pre_activation")(x)
@@ -169,7 +165,7 @@ def build_spectral_critic(config: Config) -> keras.Model:
     """
     seeds = _layer_seeds(config.seed, network=2)
     images, x = _image_input(config)
-    x = LogSpectra(config.datascale, config.channel_weights[0], dtype="float32", name="log_spectra")(x)
+    x = LogSpectra(config.datascale, dtype="float32", name="log_spectra")(x)
     for _ in range(2):
         # Features of order one, as images are not: the usual scale of weights, by the number of inputs and outputs.
         normal = keras.initializers.GlorotNormal(next(seeds))
@@ -310,14 +306,9 @@ def _image_input(config: Config):
     return images, keras.layers.Permute((2, 3, 1), dtype="float32")(images)  # (n, channels, N, N) -> channels last
 
 
-def _batch_norm(config: Config, renormalized: bool = False) -> BatchNormalization:
+def _batch_norm(config: Config) -> BatchNormalization:
     return BatchNormalization(
-        # Renormalised values inherit the noise of the moving statistics: these are averaged over more steps.
-        momentum=0.99 if renormalized else 0.9,
-        epsilon=1e-5,
-        synchronized=config.sync_batchnorm,
-        renormalized=renormalized,
-        dtype=hidden_dtype(config),
+        momentum=0.9, epsilon=1e-5, synchronized=config.sync_batchnorm, dtype=hidden_dtype(config)
     )
 
 

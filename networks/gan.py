@@ -59,8 +59,7 @@ class GAN:
     total_steps : int, optional
         Length of the run, which the cosine learning-rate schedule and a growing R1 penalty need.
     training_set : TrainingSet, optional
-        What the spectral loss and the histogram matching aim at, and the density cap and the critic refer to; they
-        need it.
+        What the spectral loss and the histogram matching aim at, and the critic refers to; they need it.
     strategy : tf.distribute.Strategy, optional
         How a step is spread over devices and workers; the default is one device. Every replica computes an equal share
         of the same batch.
@@ -91,7 +90,7 @@ class GAN:
     ):
         if (config.lr_schedule != "constant" or config.r1_growth != 1) and total_steps is None:
             raise ValueError(f"lr_schedule = {config.lr_schedule}, r1_growth = {config.r1_growth:g} need total_steps")
-        needy = ("spectral_weight", "critic_weight", "density_cap", "match_histogram")
+        needy = ("spectral_weight", "critic_weight", "match_histogram")
         if training_set is None and any(getattr(config, key) for key in needy):
             raise ValueError(f"{', '.join(needy)} need training_set")
         self.config = config
@@ -112,11 +111,8 @@ class GAN:
         self.loss_names += tuple(name for name, weight in extra.items() if weight > 0)
         if config.match_histogram:
             self._real_tail = training_set.tail
-        if config.density_cap > 0:
-            self._highest_density = config.density_cap * training_set.brightest
         with self.strategy.scope():
             self._create_variables()
-            self._cap_densities()
             if self.critic is not None:
                 spectra = self.critic.get_layer("log_spectra")
                 spectra.standardize(training_set.spectra_mean, training_set.spectra_sigma)
@@ -143,11 +139,6 @@ class GAN:
         self._loss_sums = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._loss_counts = tf.Variable(tf.zeros(len(self.loss_names)), trainable=False)
         self._divergence = DivergenceWatch()
-
-    def _cap_densities(self):
-        if self.config.density_cap > 0:
-            for network in filter(None, (self.generator, self.average_generator)):
-                network.get_layer("density_cap").cap_density(self._highest_density, self.config.datascale)
 
     # ------------------------------------------------------------------------------------------------ the interface
 
@@ -272,8 +263,6 @@ class GAN:
         load_weights(self.discriminator, find_weights(run_folder, "last", network="d"), self.config)
         if self.average_generator is not None:
             self.average_generator.set_weights(self.generator.get_weights())
-        # The other run's bound came with its weights; this training set may be brighter.
-        self._cap_densities()
 
     def load_state(self, arrays: dict[str, np.ndarray], step: int) -> None:
         """Take up a state that `state` gave, at the step that it belongs to.

@@ -53,16 +53,9 @@ def images_from_density(s: tf.Tensor, density: tf.Tensor, config: Config) -> tf.
     Returns
     -------
     tensor, (n, channels, N, N) or (n, N, N, channels), float32
-        s; with `multichannel` tanh(x/1000); and, where it has a weight, ln(1 + x/datascale), which unlike both others
-        changes as much from one bright pixel to the next as from one faint pixel to the next. Each times its weight.
+        s and, with `multichannel`, tanh(x/1000).
     """
-    weights = config.channel_weights
-    channels = [weights[0] * s]
-    if config.multichannel:
-        channels.append(weights[1] * tf.tanh(density / RESCALE))
-    if weights[2] > 0:
-        channels.append(weights[2] * tf.math.log1p(density / config.datascale))
-    images = tf.concat(channels, axis=-1)
+    images = tf.concat([s, tf.tanh(density / RESCALE)], axis=-1) if config.multichannel else s
     if config.datafmt == "channels_first":
         images = tf.transpose(images, (0, 3, 1, 2))
     return images

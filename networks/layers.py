@@ -9,10 +9,6 @@ from networks.convolutions import convolve, convolve_transposed
 
 # tanh(e^3) is 1 in float32: a larger exponent cannot change the rescaled channel, but its gradient could overflow.
 _MAX_LOG_RATIO = 3.0
-# Bounds of batch renormalisation.
-_MAX_RATIO, _MAX_SHIFT = 3.0, 5.0
-# From its start to its bound, the soft cap leaves that in u: a factor of e in density.
-_CAP_WIDTH = 0.5
 # The density that becomes tanh(1) in the rescaled channel [particles per voxel].
 RESCALE = 1000.0
 
@@ -133,31 +129,19 @@ class BatchNormalization(keras.layers.BatchNormalization):
     synchronized : bool
         Mean and variance of the whole batch, of which every replica has an equal share. (Keras' own way, E[x²] − E[x]²,
         loses digits where the mean is large.)
-    renormalized : bool
-        Batch renormalisation (Ioffe 2017, arXiv:1702.03275): gradients as with batch statistics, but values as with
-        moving ones, so that what is trained is what is drawn from afterwards. In a small batch an unusual sample hides
-        in statistics that it makes itself; with moving statistics it stands out.
     **kwargs
         As in Keras.
     """
-
-    def __init__(self, *args, renormalized=False, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.renormalized = renormalized
 
     def call(self, inputs, training=None, mask=None):
         scale, offset = self.gamma.value, self.beta.value
         if not training:
             return self._fused(inputs, scale, offset, self.moving_mean.value, self.moving_variance.value)[0]
-        if self.renormalized:
-            scale, offset = tf.ones_like(scale), tf.zeros_like(offset)
         context = tf.distribute.get_replica_context()
         if self.synchronized and context and context.num_replicas_in_sync > 1:
             outputs, mean, variance = self._over_replicas(inputs, scale, offset, context)
         else:
             outputs, mean, variance = self._fused(inputs, scale, offset)
-        if self.renormalized:
-            outputs = self._renormalize(outputs, mean, variance)
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(self.momentum * moving + (1.0 - self.momentum) * value)
         return outputs
@@ -194,46 +178,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         outputs = tf.nn.batch_normalization(values, mean, variance, offset, scale, self.epsilon)
         statistics = (tf.squeeze(value, self._reduction_axes) for value in (mean, variance))
         return tf.cast(outputs, inputs.dtype), *statistics
-
-    def _renormalize(self, normal, mean, variance):
-        """From values normalised by the batch to those normalised by moving statistics, then scale and offset."""
-        moving_sigma = tf.sqrt(self.moving_variance.value + self.epsilon)
-        ratio = tf.sqrt(variance + self.epsilon) / moving_sigma
-        shift = (mean - self.moving_mean.value) / moving_sigma
-        # The bounds are those that the paper ends with; at first the moving statistics know nothing of the network.
-        ratio = tf.stop_gradient(tf.clip_by_value(ratio, 1.0 / _MAX_RATIO, _MAX_RATIO))
-        shift = tf.stop_gradient(tf.clip_by_value(shift, -_MAX_SHIFT, _MAX_SHIFT))
-        scale, offset = self.gamma * ratio, self.beta + self.gamma * shift
-        return normal * tf.cast(scale, normal.dtype) + tf.cast(offset, normal.dtype)
-
-    def get_config(self):
-        return super().get_config() | {"renormalized": self.renormalized}
-
-
-class SoftCap(keras.layers.Layer):
-    """A bound on u, half the logarithm of the density: u as it is, from a start on ever slower towards the bound.
-
-    The density is an exponential, so that a generator's rarest slices can hold pixels many times brighter than any in
-    the training set: too rare for the discriminator to learn about, and enough to carry most of the power.
-
-    Notes
-    -----
-    Until `cap_density` is called, the bound is out of reach. It is a weight, though not a trainable one, and is saved
-    and loaded with the others.
-    """
-
-    def build(self, input_shape):
-        far = keras.initializers.Constant(1e3)
-        self.start = self.add_weight(name="start", shape=(), initializer=far, trainable=False)
-
-    def cap_density(self, bound: float, datascale: float) -> None:
-        """Let the density a exp(2u) approach that bound [particles per voxel], where a is `datascale`."""
-        self.start.assign(0.5 * math.log(bound / datascale) - _CAP_WIDTH)
-
-    def call(self, inputs):
-        start = self.start.value
-        excess = tf.nn.relu(inputs - start)
-        return tf.minimum(inputs, start) + excess / (1.0 + excess / _CAP_WIDTH)
 
 
 class MultiChannelRescaling(keras.layers.Layer):

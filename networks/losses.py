@@ -116,10 +116,8 @@ def spectral_loss(power: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 
 
 class TrainingSet(NamedTuple):
-    """What the networks and their losses have to know of the training slices; None is what they do not need."""
+    """What losses, critic and map of densities have to know of the training slices; None is what they do not need."""
 
-    brightest: float
-    """The brightest pixel, or twice `datascale` where that is more [particles per voxel]."""
     power_s: np.ndarray | None = None
     """(N/2,), mean over slices of that of s, in the units of `networks.spectra.ring_power`."""
     power: np.ndarray | None = None
@@ -134,14 +132,13 @@ class TrainingSet(NamedTuple):
 
 def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
     """Measure what a configuration needs: spectra, and bright pixels, on slices spread over the set."""
-    # A bound has to lie above the density at which s is zero, whatever the training set is like.
-    measured = TrainingSet(max(training.maximum, 2.0 * config.datascale))
+    measured = {}
     if config.match_histogram:
         batches = _batches(training, _TAIL_SLICES)
-        measured = measured._replace(tail=measure_tail(batches, training.dtype.kind in "iu", config))
+        measured["tail"] = measure_tail(batches, training.dtype.kind in "iu", config)
     if config.spectral_weight > 0 or config.critic_weight > 0:
-        measured = measured._replace(**_measure_spectra(config, _batches(training, _SPECTRA_SLICES)))
-    return measured
+        measured |= _measure_spectra(config, _batches(training, _SPECTRA_SLICES))
+    return TrainingSet(**measured)
 
 
 def _batches(training: SliceSet, number: int) -> Iterable[np.ndarray]:

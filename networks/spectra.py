@@ -70,14 +70,12 @@ def log_spectra(s: tf.Tensor, density: tf.Tensor, weights: tf.Tensor) -> tf.Tens
 
 
 class LogSpectra(keras.layers.Layer):
-    """The `log_spectra` of image channels, each in units of its scatter over training slices about its mean.
+    """The `log_spectra` of images, each in units of its scatter over training slices about its mean.
 
     Parameters
     ----------
     datascale : float
         a in s(x) [particles per voxel].
-    s_weight : float
-        Factor of s, which is the first channel.
 
     Notes
     -----
@@ -85,10 +83,9 @@ class LogSpectra(keras.layers.Layer):
     ones, and are saved and loaded with the others.
     """
 
-    def __init__(self, datascale, s_weight, **kwargs):
+    def __init__(self, datascale, **kwargs):
         super().__init__(**kwargs)
         self.datascale = datascale
-        self.s_weight = s_weight
 
     def build(self, input_shape):
         side = input_shape[1]
@@ -102,7 +99,7 @@ class LogSpectra(keras.layers.Layer):
         self.sigma.assign(sigma)
 
     def call(self, images):
-        s = images[..., 0] / self.s_weight  # (n, N, N, channels) -> (n, N, N)
+        s = images[..., 0]  # (n, N, N, channels) -> (n, N, N), the first channel
         density = tf.minimum(invtransform(s, self.datascale), MAX_DENSITY_IN_LOSS)
         features = log_spectra(s, density, tf.constant(self.ring_weights))
         return (features - self.mean.value) / self.sigma.value
@@ -111,4 +108,4 @@ class LogSpectra(keras.layers.Layer):
         return (input_shape[0], input_shape[1] + 2)
 
     def get_config(self):
-        return super().get_config() | {"datascale": self.datascale, "s_weight": self.s_weight}
+        return super().get_config() | {"datascale": self.datascale}

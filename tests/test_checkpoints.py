@@ -1,6 +1,7 @@
 """Checkpoint files: what is written comes back, and damage is noticed."""
 
 import errno
+import json
 import os
 
 import h5py
@@ -10,7 +11,7 @@ import pytest
 from utils.checkpoints import checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import UserError
 from utils.files import atomic_path
-from utils.runs import RunFolder, stamp_weights
+from utils.runs import RunFolder, check_weights, stamp_weights
 
 ARRAYS = {"generator/000": np.arange(6, dtype=np.float32).reshape(2, 3), "count": np.array(3, np.int64)}
 
@@ -81,6 +82,23 @@ def write_weights(run, name, config, step):
         with h5py.File(temporary, "w") as file:
             file["kernel"] = np.full(3, step)
         stamp_weights(temporary, config, step, {})
+
+
+def test_weights_of_an_option_that_is_no_longer_there_are_refused(tmp_path, tiny_config):
+    """A network without the layer would load the others, and say nothing."""
+    run = RunFolder("tiny", "0", tmp_path)
+    run.create()
+    write_weights(run, "g_cosmo_last.weights.h5", tiny_config, 4)
+    path = run.models / "g_cosmo_last.weights.h5"
+    for value, words in ((0.0, None), (2.0, "density_cap, which is no longer there, was 2.0")):
+        with h5py.File(path, "r+") as file:
+            architecture = json.loads(file.attrs["architecture"]) | {"density_cap": value}
+            file.attrs["architecture"] = json.dumps(architecture)
+        if words is None:
+            assert check_weights(path, tiny_config)["step"] == 4
+        else:
+            with pytest.raises(UserError, match=words):
+                check_weights(path, tiny_config)
 
 
 @pytest.fixture

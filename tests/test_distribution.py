@@ -14,10 +14,7 @@ OPTIONS = {
     "augment": True,
     "dequantise": True,
     "spectral_weight": 0.1,
-    "density_cap": 1.5,
     "match_histogram": True,
-    "generator_norm": "renorm",
-    "channel_weights": [1.0, 4.0, 0.5],
     "critic_weight": 0.2,
     "r1_weight": 0.5,
     "r1_coordinate": "log_density",
@@ -41,7 +38,7 @@ from networks.losses import TrainingSet
 from networks.matching import Tail
 
 powers, spectra = (np.full(4, 30.0), np.full(4, 300.0)), (np.ones(10), np.full(10, 3.0))
-training_set = TrainingSet(4.0, *powers, *spectra, tail=Tail(np.arange(1, 19), 10**6 // 2 ** np.arange(1, 19), 10**6))
+training_set = TrainingSet(*powers, *spectra, tail=Tail(np.arange(1, 19), 10**6 // 2 ** np.arange(1, 19), 10**6))
 gan = GAN(Config(**config), total_steps=50, training_set=training_set, strategy=machine.strategy)
 rng = np.random.default_rng(1)
 losses = []

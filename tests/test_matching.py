@@ -128,7 +128,7 @@ def test_training_does_not_notice(tiny_config, rng, ema_decay):
     """Weights are bit for bit those of a run without, and so is the order of pixels in brightness."""
     config = dataclasses.replace(tiny_config, ema_decay=ema_decay, match_histogram=True)
     without = dataclasses.replace(config, match_histogram=False)
-    gans = GAN(config, training_set=TrainingSet(400.0, tail=TAIL)), GAN(without)
+    gans = GAN(config, training_set=TrainingSet(tail=TAIL)), GAN(without)
     for _ in range(3):
         densities = rng.poisson(rng.lognormal(-0.5, 1.0, (6, 8, 8)))
         for gan in gans:
@@ -147,7 +147,7 @@ def test_training_does_not_notice(tiny_config, rng, ema_decay):
 @pytest.mark.parametrize(("last", "rtol"), [(False, 0.06), (True, 0.025)])
 def test_samples_have_the_training_histogram(tiny_config, rng, last, rtol):
     config = dataclasses.replace(tiny_config, match_histogram=True, ema_decay=0.5)
-    gan = GAN(config, training_set=TrainingSet(400.0, tail=TAIL))
+    gan = GAN(config, training_set=TrainingSet(tail=TAIL))
     for weight in gan.average_generator.trainable_variables:
         weight.assign(0.4 * rng.normal(size=weight.shape))
     gan.match_histogram(last)

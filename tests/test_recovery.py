@@ -206,8 +206,7 @@ def test_init_from_begins_a_new_run_with_old_weights(place, copied):
     )
     for key, value in (
         ("ndeconvfilters", "[5, 1]"),
-        ("channel_weights", "[1, 1, 2]"),
-        ("density_cap", "2"),
+        ("multichannel", "False"),
         ("datascale", "5"),
         ("match_histogram", "True"),
     ):

@@ -91,8 +91,8 @@ def test_log_spectra_value_and_gradient(rng):
 def test_layer_takes_s_from_the_first_channel_in_units_of_the_scatter(rng):
     counts = rng.poisson(rng.lognormal(0.0, 1.5, size=(5, 8, 8))).astype(np.float32)
     s = transform(counts, 4.0)
-    layer = LogSpectra(datascale=4.0, s_weight=0.5)
-    channels = np.stack([0.5 * s, np.full_like(s, 7.0)], axis=-1)
+    layer = LogSpectra(datascale=4.0)
+    channels = np.stack([s, np.full_like(s, 7.0)], axis=-1)
     plain = layer(channels).numpy()
     np.testing.assert_allclose(plain, log_spectra(s, counts, tf.constant(layer.ring_weights)), rtol=1e-3, atol=1e-4)
     mean, sigma = rng.normal(size=10), rng.uniform(0.5, 2.0, 10)
@@ -111,7 +111,7 @@ def critic_config(tiny_config, **changes):
 @pytest.mark.parametrize("datafmt", ["channels_first", "channels_last"])
 def test_training_slices_are_standardised(tiny_config, rng, tmp_path, datafmt):
     densities = rng.poisson(rng.lognormal(-0.5, 1.0, (300, 8, 8))).astype(np.int16)
-    config = critic_config(tiny_config, datafmt=datafmt, channel_weights=(0.5, 1.0, 2.0))
+    config = critic_config(tiny_config, datafmt=datafmt)
     training_set = training_set_of(densities, config, tmp_path)
     gan = GAN(config, training_set=training_set)
     images = images_from_s(transform(tf.constant(densities[..., None], tf.float32), config.datascale), config)
@@ -128,7 +128,7 @@ def test_training_slices_are_standardised(tiny_config, rng, tmp_path, datafmt):
 def gan_with_critic(tiny_config, **changes):
     zeros, ones = np.zeros(10), np.ones(10)
     config = critic_config(tiny_config, **changes)
-    return GAN(config, training_set=TrainingSet(1000.0, spectra_mean=zeros, spectra_sigma=ones))
+    return GAN(config, training_set=TrainingSet(spectra_mean=zeros, spectra_sigma=ones))
 
 
 def test_critic_tells_spectra_apart(tiny_config, rng):

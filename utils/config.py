@@ -49,10 +49,6 @@ class Config:
     datafmt: str = _key("channels_first (NCHW) or channels_last (NHWC)")
     multichannel: bool = _key("multi-channel rescaling: a second channel tanh(x/1000)")
 
-    channel_weights: tuple[float, float, float] = _key(
-        "factors of the image channels s, tanh(x/1000) and ln(1 + x/datascale); the last is left out at 0",
-        (1.0, 1.0, 0.0),
-    )
     precision: str = _key("arithmetic of the hidden layers: float32, mixed_bfloat16, mixed_float16 or auto", "float32")
     seed: int = _key("seed of every random number of the run", 0)
     random_crops: bool = _key("training slices cut anew at random places of their periodic planes", False)
@@ -62,7 +58,6 @@ class Config:
     adam_betas: tuple[float, float] = _key("Adam's decay rates of the two moments", (0.5, 0.999))
     lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to lr_floor)", "constant")
     lr_floor: float = _key("part of the learning rates that a cosine ends at", 0.0)
-    generator_norm: str = _key("normalisation in the generator: batch, or renorm (batch renormalisation)", "batch")
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
     sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
@@ -71,7 +66,6 @@ class Config:
     r1_coordinate: str = _key("what the R1 penalty is with respect to: images or log_density", "images")
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
     critic_weight: float = _key("weight of the generator's loss by a critic of power spectra alone (0: no critic)", 0.0)
-    density_cap: float = _key("bound of generated densities, in brightest training pixels (0: none)", 0.0)
     match_histogram: bool = _key("a monotone map of generated densities to the training set's histogram", False)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
     best_metric: str = _key("score by which weights are kept as best: chisq or figure_of_merit", "chisq")
@@ -94,7 +88,7 @@ class Config:
     @property
     def channels(self) -> int:
         """Image channels that the discriminator sees."""
-        return 1 + self.multichannel + (self.channel_weights[2] > 0)
+        return 1 + self.multichannel
 
     def as_dict(self) -> dict:
         """Keys and values as they stand in a file (lists, not tuples; without the tag)."""
@@ -108,8 +102,16 @@ class Config:
 
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
-# Keys of runs of before: where they were off, their configurations mean the same without them.
-_REMOVED = {"ceiling_weight": 0, "joint_updates": False, "spectral_units": 0, "texture_weight": 0}
+# Keys of runs of before: where they had these values, configurations mean the same without them.
+REMOVED_KEYS = {
+    "ceiling_weight": 0,
+    "channel_weights": [1, 1, 0],
+    "density_cap": 0,
+    "generator_norm": "batch",
+    "joint_updates": False,
+    "spectral_units": 0,
+    "texture_weight": 0,
+}
 KEYS = tuple(field.name for field in dataclasses.fields(Config) if field.name != "tag")
 DEFAULTS = {f.name: f.default for f in dataclasses.fields(Config) if f.default is not dataclasses.MISSING}
 REQUIRED_KEYS = tuple(key for key in KEYS if key not in DEFAULTS)
@@ -144,9 +146,12 @@ def load_config(path: str | Path, tag: str, overrides: Iterable[str] = ()) -> Co
         if not equals:
             raise UserError(f"--set {override}: expected KEY=VALUE, such as --set batchsize=32")
         values[key.strip()] = _parse(text, f"--set {override}")
-    for key, off in _REMOVED.items():
-        if values.get(key) == off:
-            del values[key]
+    for key, off in REMOVED_KEYS.items():
+        if values.pop(key, off) != off:
+            raise UserError(
+                f"{path}, tag '{tag}': the key '{key}' is no longer there, and all is as with {off!r}; remove it, or, "
+                f"for a run that was trained with it, check out the commit that its run.json names"
+            )
     for key, value in values.items():
         if key not in KEYS:
             raise UserError(
@@ -277,15 +282,12 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "best_metric", c.best_metric in ("chisq", "figure_of_merit"), "chisq or figure_of_merit"
     yield "lr_schedule", c.lr_schedule in ("constant", "cosine"), "constant or cosine"
     yield "lr_floor", 0 <= c.lr_floor <= 1, "from 0 (the rates fall to zero) to 1 (they stay)"
-    yield "generator_norm", c.generator_norm in ("batch", "renorm"), "batch or renorm"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
     yield "r1_growth", c.r1_growth > 0, "a positive number (1: r1_weight stays as it is)"
     yield "r1_coordinate", c.r1_coordinate in ("images", "log_density"), "images or log_density"
     yield "spectral_weight", c.spectral_weight >= 0, "0 (off) or more"
     yield "critic_weight", c.critic_weight >= 0, "0 (no critic) or more"
-    yield "density_cap", c.density_cap == 0 or c.density_cap >= 1, "0 (off), or 1 or more"
-    yield "channel_weights", min(c.channel_weights[:2]) > 0 <= c.channel_weights[2], "positive, the last also 0"
     yield "ema_decay", 0 <= c.ema_decay < 1, "at least 0 (off) and below 1, such as 0.999"
 
 

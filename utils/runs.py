@@ -11,7 +11,7 @@ import h5py
 
 from utils.checkpoints import Checkpoint, saved_steps
 from utils.cli import UserError
-from utils.config import DEFAULTS, Config, load_config, read_tags
+from utils.config import DEFAULTS, REMOVED_KEYS, Config, load_config, read_tags
 from utils.files import keep_copy, write_text
 from utils.version import VERSION
 
@@ -243,8 +243,6 @@ _ARCHITECTURE = (
     "ndeconvfilters",
     "multichannel",
     "discriminator_norm",
-    "channel_weights",
-    "density_cap",
     "match_histogram",
 )
 
@@ -284,6 +282,8 @@ def check_weights(path: str | Path, config: Config) -> dict:
     defaults = {key: list(value) if isinstance(value, tuple) else value for key, value in DEFAULTS.items()}
     saved = values | defaults | saved
     differ = [f"{key} is {values[key]}, was {saved[key]}" for key in _ARCHITECTURE if values[key] != saved[key]]
+    gone = {key: saved[key] for key, off in REMOVED_KEYS.items() if saved.get(key, off) != off}
+    differ += [f"{key}, which is no longer there, was {value}" for key, value in gone.items()]
     if differ:
         raise UserError(f"weights {path} do not fit the configuration of tag '{config.tag}': {'; '.join(differ)}")
     return {key: stamp[key] for key in ("tag", "version")} | {
