@@ -178,7 +178,7 @@ def train(
 
             if due.match:
                 with watch.measure("matching"):
-                    gan.match_histogram(last=due.end)
+                    gan.match_histogram()
             if due.log:
                 log.info(progress_line(step, plan, losses, pace(watch, step - first_step, config.batchsize)))
             if due.checkpoint:
@@ -312,7 +312,7 @@ def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: Stop
             due = plan.due(gan.step, first_step)
             stopping = asked_to_stop(gan, crew, stop, due)
             if due.match:
-                gan.match_histogram(last=due.end)
+                gan.match_histogram()
             if any(due) or stopping:
                 check_finite(gan, "the first worker's run folder")
             if stopping and not due.end:

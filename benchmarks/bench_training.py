@@ -136,7 +136,7 @@ def made_up_training_set(config: Config):
 
 
 def checkpoint_seconds(gan, config: Config, rng) -> float:
-    """Median time of a TensorBoard checkpoint, the matching of the histogram included."""
+    """Median time of a TensorBoard checkpoint, the histogram matched as it is until the last quarter of a run."""
     from utils.monitor import Monitor
 
     with tempfile.TemporaryDirectory() as folder:

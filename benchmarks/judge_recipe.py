@@ -3,12 +3,14 @@
 python -m benchmarks.judge_recipe demo 0 1 2 3 4 [--split test] [--num-samples 3072] [--weights last]
 
 Beside every score stands its target: a fixed number or, where that is larger, twice the noise floor, which is the mean
-score of two sets of as many universes resampled from the held-back ones. Deviations are relative; 12 numbers of
+score of two sets of as many universes resampled from the held-back ones. Beside that stands what the run's own training
+slices score: a generator that has learned them perfectly would do no better. Deviations are relative; 12 numbers of
 morphology (three functionals, four densities) are listed one by one, since an average could hide one that is bad. Three
 more lines have no target: how far structures are drawn out into filaments, and what bright haloes look like.
 """
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from utils.likeness import Likeness, likeness_scores
 from utils.noise import noise_floor
 from utils.runs import find_weights, load_run_config
 from utils.scores import SCORED_THRESHOLDS, Means, means
-from utils.slices import open_slices
+from utils.slices import SliceSet, open_slices
 from utils.statistics import are_peaks
 from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, Summary
 
@@ -33,6 +35,7 @@ FUNCTIONALS = ("area", "boundary", "euler")
 TARGETS = {"spectrum of s": 0.05, "spectrum": 0.15, "chi_1": 0.003, "bright fraction": 0.20, "diversity": 0.0}
 TARGETS |= {f"{name} at {threshold:g}": 0.15 for name in FUNCTIONALS for threshold in SCORED_THRESHOLDS}
 DRAWS = 200
+BATCH = 512
 # Peaks above that are haloes whose shape is told [particles per voxel].
 HALO = 200.0
 
@@ -125,12 +128,22 @@ def shapes(side: Means, images: np.ndarray) -> dict[str, float]:
     return {"coherence": float(difference / total), "neighbours/peak": nearest, "one parity": parity}
 
 
-def judge(folder: Path, weights: str, number: int, real: Real) -> tuple[dict[str, float], Likeness]:
-    """The deviations of one run, and what resembles what."""
+def drawn(folder: Path, weights: str, number: int) -> Iterator[np.ndarray]:
+    """Batches of slices of one run's generator."""
     from networks.dcgan import density_function, draw_slices, load_generator
 
-    generator = load_generator(folder, find_weights(folder, weights))
-    generated = take_generated(draw_slices(density_function(generator), number, 0), number, real)
+    return draw_slices(density_function(load_generator(folder, find_weights(folder, weights))), number, 0)
+
+
+def shuffled(slices: SliceSet, number: int) -> Iterator[np.ndarray]:
+    """Batches of so many slices, or all there are, in random order, as if they were generated."""
+    rows = np.random.default_rng(0).permutation(slices.rows_spread(number))
+    return (slices.read(part) for part in np.array_split(rows, -(-len(rows) // BATCH)))
+
+
+def judge(batches: Iterator[np.ndarray], number: int, real: Real) -> tuple[dict[str, float], Likeness]:
+    """The deviations of `number` slices, and what resembles what."""
+    generated = take_generated(batches, number, real)
     length = max(generated.summary.counts.shape[1], real.summary.counts.shape[1])
     sides = means(generated.summary, length), means(real.summary, length)
     likeness = compare(generated, real)
@@ -163,24 +176,30 @@ def main():
         real = read_real(slices, training, config.datascale, len(slices))
     if real.summary.groups()[1] != "universes" or real.summary.settings.resolution != 1:
         raise UserError(f"{name}: counts of at least three universes are needed to judge by")
+    number = arguments.num_samples
     rows, likenesses = zip(
-        *(judge(folder, arguments.weights, arguments.num_samples, real) for folder in folders), strict=True
+        *(judge(drawn(folder, arguments.weights, number), number, real) for folder in folders), strict=True
     )
+    with open_slices(config.dataname, "train", config.img_dim) as slices:
+        learned, _ = judge(shuffled(slices, number), min(number, len(slices)), real)
     floor = floors(real.summary)
     # Only the real slices' part in a likeness matters to its floor.
     floor["diversity"] = noise_floor(real.summary, likenesses[0]).mean["diversity"]
-    print(f"{'':18}{'target':>9}{'floor':>9}{'median':>9}  " + "".join(f"{name:>9}" for name in arguments.runs))
+    columns = "".join(f"{name:>9}" for name in arguments.runs)
+    print(f"{'':18}{'target':>9}{'floor':>9}{'training':>9}{'median':>9}  {columns}")
     for name, fixed in TARGETS.items():
         target = max(fixed, 2.0 * floor[name])
         values = [row[name] for row in rows]
         median = float(np.median(np.abs(values)))
         cells = "".join(f"{value:9.4f}" for value in values)
-        print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{median:9.4f}{' ' if median <= target else '!'} {cells}")
+        mark = " " if median <= target else "!"
+        print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{learned[name]:9.4f}{median:9.4f}{mark} {cells}")
     if config.match_histogram:
         print("chi_1, bright fraction and area are fitted to the training set, by match_histogram")
     for name, value in shapes(means(real.summary, real.summary.counts.shape[1]), real.images).items():
         cells = "".join(f"{row[name]:9.4f}" for row in rows)
-        print(f"{name:18}{'':9}{'':9}{np.median([row[name] for row in rows]):9.4f}  {cells}  (real: {value:.4f})")
+        median = np.median([row[name] for row in rows])
+        print(f"{name:18}{'':18}{learned[name]:9.4f}{median:9.4f}  {cells}  (real: {value:.4f})")
 
 
 if __name__ == "__main__":
