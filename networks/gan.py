@@ -43,13 +43,12 @@ from utils.transforms import transform
 
 # Independent streams of random numbers of one step.
 _NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
-# Generated slices that the map of densities is fitted to; their mean density is known to a per cent then.
-_MATCHING_SLICES = 2048
-# The brightest pixels of so many differ enough from draw to draw to move the density spectrum by 3 %, and the
-# bispectrum, in an unlucky draw, by 20 %. In the last quarter of a run, which the best weights are from as a rule,
-# there is time for four times as many, of larger slices for as many pixels.
+# The map of densities is fitted to so many generated slices, or as many pixels of larger ones: their mean density is
+# known to a per cent then. Their brightest pixels differ enough from draw to draw to move the density spectrum by 3 %,
+# and the bispectrum, in an unlucky draw, by 20 %. So in the last quarter of a run, which the best weights are from as a
+# rule, it is four times as many.
+_MATCHING, _LATE_MATCHING = (2048, 2**23), (8192, 2**25)
 _LATE = 0.75
-_LATE_MATCHING_SLICES, _LATE_MATCHING_PIXELS = 8192, 2**25
 
 
 class GAN:
@@ -205,9 +204,9 @@ class GAN:
         """
         if not self.config.match_histogram:
             return
-        number = _MATCHING_SLICES
-        if self.total_steps is not None and self.step >= _LATE * self.total_steps:
-            number = max(number, min(_LATE_MATCHING_SLICES, _LATE_MATCHING_PIXELS // self.config.img_dim**2))
+        late = self.total_steps is not None and self.step >= _LATE * self.total_steps
+        slices, pixels = _LATE_MATCHING if late else _MATCHING
+        number = max(1, min(slices, pixels // self.config.img_dim**2))
         batches = draw_slices(self._unmatched_function, number, self.config.seed + self.step)
         table = fit_shifts(np.concatenate(list(batches)), self._real_tail, self.config.datascale)
         # In both, so that averaging leaves it as it is.

@@ -17,8 +17,8 @@ from utils.config import Config
 
 # Densities at which histograms are made equal, and the brightest pixel.
 _BOUNDS = 21 + 1
-# A density that fewer pixels reach is left out. So few, for the brightest pixels carry much of the power: a quarter of
-# them too many or too few is an error of 6 % in their density, by the slope that histograms have there.
+# A density that fewer pixels of either set reach is left out. So few, for the brightest pixels carry much of the power:
+# a quarter of them too many or too few is an error of 6 % in their density, by the slope that histograms have there.
 _MIN_PIXELS = 16
 
 
@@ -120,9 +120,18 @@ def fit_shifts(u: np.ndarray, tail: Tail, datascale: float) -> tuple[np.ndarray,
     array, array, (23,) each, float64
         Knots in u, ascending, and the shift at each: zero well below the first bound; beyond the last as there.
     """
-    wanted = 0.5 * np.log(tail.bounds / datascale)
-    # The brightest to the brightest.
-    found = np.quantile(u, 1.0 - (tail.counts - 1) / (tail.pixels - 1))
+    found, wanted = np.zeros(0), np.zeros(0)
+    if len(tail.bounds):
+        wanted = 0.5 * np.log(tail.bounds / datascale)
+        share = tail.counts / tail.pixels
+        # The brightest of n pixels stands where half a pixel is beyond, and so do quantiles below (Hazen 1914).
+        share[-1] /= 2.0
+        # The smaller set does not know what is rarer than its own brightest pixel.
+        top = max(share[-1], 0.5 / u.size)
+        brightest = np.interp(-np.log(top), -np.log(share), wanted)
+        known = share[:-1] * u.size >= _MIN_PIXELS
+        wanted, share = np.append(wanted[:-1][known], brightest), np.append(share[:-1][known], top)
+        found = np.quantile(u, 1.0 - share, method="hazen")
     # Below both by a factor of two in density, so that the map rises from there on whatever the two are.
     anchor = min([*found[:1], *wanted[:1], 0.0]) - 0.5 * math.log(2.0)
     knots, shifts = [anchor, *found], [0.0, *(wanted - found)]
