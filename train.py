@@ -311,10 +311,10 @@ def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: Stop
             gan.train_on_densities(densities)
             due = plan.due(gan.step, first_step)
             stopping = asked_to_stop(gan, crew, stop, due)
-            if due.match:
-                gan.match_histogram()
             if any(due) or stopping:
                 check_finite(gan, "the first worker's run folder")
+            if due.match:
+                gan.match_histogram()
             if stopping and not due.end:
                 raise Stopped(f"stopped by {stopping} after step {gan.step}; the first worker has saved everything")
 

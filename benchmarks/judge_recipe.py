@@ -3,7 +3,7 @@
 python -m benchmarks.judge_recipe demo 0 1 2 3 4 [--split test] [--num-samples 3072] [--weights last]
 
 Beside every score stands its target: a fixed number or, where that is larger, twice the noise floor, which is the mean
-score of two sets of as many universes resampled from the held-back ones. Beside that stands what the run's own training
+score of two sets of universes resampled from the held-back ones. Beside that stands what the run's own training
 slices score: a generator that has learned them perfectly would do no better. Deviations are relative; 12 numbers of
 morphology (three functionals, four densities) are listed one by one, since an average could hide one that is bad. Three
 more lines have no target: how far structures are drawn out into filaments, and what bright haloes look like.
@@ -20,7 +20,7 @@ from utils.cli import ArgumentParser, UserError, run
 from utils.comparison import Real, compare, read_real, take_generated
 from utils.likeness import Likeness, likeness_scores
 from utils.noise import noise_floor
-from utils.runs import find_weights, load_run_config
+from utils.runs import load_run_config
 from utils.scores import SCORED_THRESHOLDS, Means, means
 from utils.slices import SliceSet, open_slices
 from utils.statistics import are_peaks
@@ -132,7 +132,7 @@ def drawn(folder: Path, weights: str, number: int) -> Iterator[np.ndarray]:
     """Batches of slices of one run's generator."""
     from networks.dcgan import density_function, draw_slices, load_generator
 
-    return draw_slices(density_function(load_generator(folder, find_weights(folder, weights))), number, 0)
+    return draw_slices(density_function(load_generator(folder, weights)), number, 0)
 
 
 def shuffled(slices: SliceSet, number: int) -> Iterator[np.ndarray]:
@@ -168,7 +168,11 @@ def main():
     if arguments.num_samples < 1:
         raise UserError(f"--num-samples {arguments.num_samples}: at least 1 slice has to be generated")
     folders = [Path("expts") / arguments.tag / f"run{number}" for number in arguments.runs]
-    config = load_run_config(folders[0])
+    config, *others = map(load_run_config, folders)
+    for folder, other in zip(folders[1:], others, strict=True):
+        for key in ("dataname", "img_dim", "datascale"):
+            if getattr(other, key) != getattr(config, key):
+                raise UserError(f"{folder} has another {key} than {folders[0]}; judge them apart")
     start_tensorflow()
     name = getattr(arguments, "real", config.dataname)
     held_back, known = (open_slices(name, split, config.img_dim) for split in (arguments.split, "train"))

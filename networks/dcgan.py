@@ -148,7 +148,7 @@ def build_discriminator(config: Config) -> keras.Model:
 
 
 def build_spectral_critic(config: Config) -> keras.Model:
-    """Build a second discriminator, two dense layers on the power spectra of slices, which see nothing else of them.
+    """Build a second discriminator, two dense layers on the `log_spectra` of slices, which see nothing else of them.
 
     Strided convolutions hardly see spectra (Chen et al. 2021, arXiv:2012.05535, who add such logits to those of the
     discriminator; kept apart, neither learns less for what the other one has seen already).

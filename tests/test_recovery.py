@@ -288,6 +288,11 @@ def test_records_without_a_checkpoint_are_not_overwritten(place, copied):
     assert (copied / "metrics.jsonl").read_bytes() == before
 
 
+def test_a_lost_configuration_is_not_guessed(place, copied):
+    (copied / "config.yaml").unlink()
+    assert_refused(train(place, "--resume"), "config.yaml is missing", "train.log has it")
+
+
 def test_a_run_that_is_past_the_end_is_refused(place, copied):
     assert_refused(train(place, "--resume", "--set", "Nepochs=1"), "is at step 50 already", "Nepochs")
 

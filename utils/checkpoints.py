@@ -135,7 +135,7 @@ def newest_checkpoint(folder: str | os.PathLike) -> tuple[Checkpoint | None, dic
     if damaged:
         raise UserError(
             f"no checkpoint in {folder} is good ({'; '.join(damaged.values())}); nothing was changed; bring a copy "
-            f"back, or start another RUN, with --init-from if the weights in models/ are worth going on with"
+            f"back, or start another RUN, with --init-from if models/ has its last weights"
         )
     return None, {}
 

@@ -65,11 +65,11 @@ class Config:
     r1_interval: int = _key("steps between R1 penalties, each then weighted by the interval", 1)
     r1_coordinate: str = _key("what the R1 penalty is with respect to: images or log_density", "images")
     spectral_weight: float = _key("weight of the spectral loss of the generator (0: off)", 0.0)
-    critic_weight: float = _key("weight of the generator's loss by a critic of power spectra alone (0: no critic)", 0.0)
+    critic_weight: float = _key("weight of the generator's loss by a critic of spectra and means (0: no critic)", 0.0)
     match_histogram: bool = _key("a monotone map of generated densities to the training set's histogram", False)
     ema_decay: float = _key("decay per step of the averaged generator's weights (0: no averaging)", 0.0)
     best_metric: str = _key("score by which weights are kept as best: chisq or figure_of_merit", "chisq")
-    checkpt_samples: int = _key("generated slices per TensorBoard checkpoint", 512)
+    checkpt_samples: int = _key("generated and validation slices per TensorBoard checkpoint, at most", 512)
     save_steps: int = _key("steps between complete checkpoints", 500)
     save_keep: int = _key("complete checkpoints kept", 2)
 
@@ -149,8 +149,8 @@ def load_config(path: str | Path, tag: str, overrides: Iterable[str] = ()) -> Co
     for key, off in REMOVED_KEYS.items():
         if values.pop(key, off) != off:
             raise UserError(
-                f"{path}, tag '{tag}': the key '{key}' is no longer there, and all is as with {off!r}; remove it, or, "
-                f"for a run that was trained with it, check out the commit that its run.json names"
+                f"{path}, tag '{tag}': the key '{key}' is no longer there, and all is as with {off!r}; remove it to "
+                f"train anew without, or, to go on with a run that has it, check out the commit that its run.json names"
             )
     for key, value in values.items():
         if key not in KEYS:

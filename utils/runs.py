@@ -74,7 +74,12 @@ class RunFolder:
         if not saved_steps(self.checkpoints) and (self.metrics.exists() or any(self.path.glob("models/*.h5"))):
             raise UserError(
                 f"{self.path} has records or weights but no checkpoint to go on from; nothing was changed; bring "
-                f"checkpoints back, or start another RUN, with --init-from if its weights are worth going on with"
+                f"checkpoints back, or start another RUN, with --init-from if {self.models} has its last weights"
+            )
+        if not self.config.is_file() and saved_steps(self.checkpoints):
+            raise UserError(
+                f"{self.config} is missing, and with it what the run was trained with; bring it back ({self.log} has "
+                f"it, near its beginning), or start another RUN"
             )
         if not self.config.is_file():
             return {}

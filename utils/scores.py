@@ -32,8 +32,8 @@ DEFINITIONS = {
     "pspect_rms": "rms over rings of P_gen / P_real - 1, P the mean power spectrum of the density",
     "pspect_rms_s": "the same for the power spectrum of s = 2x/(x+a) - 1, in which faint structure counts",
     "bispectrum": (
-        "rms over rings of Q_gen - Q_real, over the rms of Q_real; Q = B / (3 P^2) of the mean equilateral bispectrum"
-        " and the mean power spectrum: 1 for random phases"
+        "rms over rings of Q_gen - Q_real, over the rms of Q_real: 1 where generated phases are random; Q = B / (3 P^2)"
+        " of the mean equilateral bispectrum and the mean power spectrum"
     ),
     "mean_density": "|mean_gen / mean_real - 1|, of all pixels",
     "ks": "Kolmogorov-Smirnov distance: largest difference of the cumulative distributions of pixel density",
