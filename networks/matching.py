@@ -123,9 +123,8 @@ def fit_shifts(u: np.ndarray, tail: Tail, datascale: float) -> tuple[np.ndarray,
     found, wanted = np.zeros(0), np.zeros(0)
     if len(tail.bounds):
         wanted = 0.5 * np.log(tail.bounds / datascale)
-        share = tail.counts / tail.pixels
         # The brightest of n pixels stands where half a pixel is beyond, and so do quantiles below (Hazen 1914).
-        share[-1] /= 2.0
+        share = (tail.counts - 0.5) / tail.pixels
         # The smaller set does not know what is rarer than its own brightest pixel.
         top = max(share[-1], 0.5 / u.size)
         brightest = np.interp(-np.log(top), -np.log(share), wanted)
