@@ -76,13 +76,13 @@ class RunFolder:
                 f"{self.path} has records or weights but no checkpoint to go on from; nothing was changed; bring "
                 f"checkpoints back, or start another RUN, with --init-from if {self.models} has its last weights"
             )
-        if not self.config.is_file() and saved_steps(self.checkpoints):
+        if not self.config.is_file():
+            if not saved_steps(self.checkpoints):
+                return {}
             raise UserError(
                 f"{self.config} is missing, and with it what the run was trained with; bring it back ({self.log} has "
                 f"it, near its beginning), or start another RUN"
             )
-        if not self.config.is_file():
-            return {}
         before, now = load_config(self.config, config.tag).as_dict(), config.as_dict()
         changes = {key: (before[key], now[key]) for key in now if before[key] != now[key]}
         refused = {key: values for key, values in changes.items() if key not in MAY_CHANGE}
