@@ -78,6 +78,7 @@ def start_tensorflow(
         )
     # Of several workers, the loss of one makes TensorFlow write several lines beside the exception that says the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if cluster else "2")
+    use_onednn()
     with _stderr_to_log():
         import tensorflow as tf
 
@@ -97,6 +98,15 @@ def start_tensorflow(
         on_one = bool(tf.config.get_visible_devices("GPU")) if xla_before is None else xla_before
         xla = replicas == 1 and on_one
     return Machine(strategy, xla, _describe(tf, kind, workers, replicas, xla))
+
+
+def use_onednn() -> None:
+    """Have TensorFlow compute with oneDNN on any processor, unless its own variable says otherwise; before its import.
+
+    By itself it does so only where there are instructions for neural networks, such as AVX-512 VNNI; with AVX2 alone
+    matrix products are twice as fast with it too.
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -26,6 +26,7 @@ from networks.distribution import (
     share_out,
 )
 from networks.divergence import DivergenceWatch
+from networks.gradients import keep_order, pairwise_gradients
 from networks.images import fields_from_pre_activation, images_from_density, images_from_s, random_symmetry
 from networks.losses import (
     TrainingSet,
@@ -95,6 +96,7 @@ class GAN:
         needy = ("spectral_weight", "critic_weight", "match_histogram")
         if training_set is None and any(getattr(config, key) for key in needy):
             raise ValueError(f"{', '.join(needy)} need training_set")
+        keep_order()
         self.config = config
         self.total_steps = total_steps
         self.strategy = strategy or tf.distribute.get_strategy()
@@ -360,25 +362,23 @@ class GAN:
             Losses, and the new moving statistics of generator and discriminator, all averaged over the replicas.
         """
         generator = self._generator_of_u
-        with tf.GradientTape() as tape:
-            u, generator_statistics = generator.stateless_call(
-                generator.trainable_variables, generator.non_trainable_variables, z, training=True
-            )
-            s, density = self._fake_fields(u, step)
-            fake_images = images_from_density(s, density, self.config)
-            with tape.stop_recording():
-                weight = r1_weight(step, self.total_steps, self.config) if with_r1 else None
-                losses, statistics = self._update_discriminator(real, fake_images, flips, weight)
-            # The discriminator sees batch statistics here too, but its moving statistics must not move.
-            logits, _ = self._discriminate(fake_images, statistics)
-            losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
-            if self.critic is not None:
-                total += self.config.critic_weight * crossentropy(tf.ones_like(logits), self.critic(fake_images))
-            if self.config.spectral_weight > 0:
-                losses["spectral_loss"] = self._spectral_loss(s, density)
-                total += self.config.spectral_weight * losses["spectral_loss"]
-            total = self.generator_optimizer.scale_loss(total)
-        self._apply(self.generator_optimizer, tape.gradient(total, self.generator.trainable_variables))
+        u, generator_statistics = generator.stateless_call(
+            generator.trainable_variables, generator.non_trainable_variables, z, training=True
+        )
+        s, density = self._fake_fields(u, step)
+        fake_images = images_from_density(s, density, self.config)
+        weight = r1_weight(step, self.total_steps, self.config) if with_r1 else None
+        losses, statistics = self._update_discriminator(real, fake_images, flips, weight)
+        # The discriminator sees batch statistics here too, but its moving statistics must not move.
+        logits, _ = self._discriminate(fake_images, statistics)
+        losses["g_loss"] = total = crossentropy(tf.ones_like(logits), logits)
+        if self.critic is not None:
+            total += self.config.critic_weight * crossentropy(tf.ones_like(logits), self.critic(fake_images))
+        if self.config.spectral_weight > 0:
+            losses["spectral_loss"] = self._spectral_loss(s, density)
+            total += self.config.spectral_weight * losses["spectral_loss"]
+        total = self.generator_optimizer.scale_loss(total)
+        self._apply(self.generator_optimizer, pairwise_gradients(total, self.generator.trainable_variables))
         names = list(losses)
         means, *moving = mean_over_replicas(([losses[name] for name in names], generator_statistics, statistics))
         return dict(zip(names, means, strict=True)), moving
@@ -413,21 +413,20 @@ class GAN:
 
         Returns the losses, the discriminator's mean probability of being real, and its moving statistics.
         """
-        with tf.GradientTape() as tape:
-            logits, new_statistics = self._discriminate(images, statistics)
-            losses = {"loss": crossentropy(labels, logits), "prob": tf.reduce_mean(tf.sigmoid(logits))}
-            total = losses["loss"]
-            if self.critic is not None:
-                losses["critic_loss"] = crossentropy(labels, self.critic(images))
-                total += losses["critic_loss"]
-            if penalised is not None:
-                slices, weight = penalised
-                losses["r1_penalty"] = penalty = r1_penalty_of_slices(
-                    lambda images: self._discriminate(images, statistics)[0], slices, self.config
-                )
-                total += weight * penalty
-            total = self.discriminator_optimizer.scale_loss(total)
-        self._apply(self.discriminator_optimizer, tape.gradient(total, self.judging_variables))
+        logits, new_statistics = self._discriminate(images, statistics)
+        losses = {"loss": crossentropy(labels, logits), "prob": tf.reduce_mean(tf.sigmoid(logits))}
+        total = losses["loss"]
+        if self.critic is not None:
+            losses["critic_loss"] = crossentropy(labels, self.critic(images))
+            total += losses["critic_loss"]
+        if penalised is not None:
+            slices, weight = penalised
+            losses["r1_penalty"] = penalty = r1_penalty_of_slices(
+                lambda images: self._discriminate(images, statistics)[0], slices, self.config
+            )
+            total += weight * penalty
+        total = self.discriminator_optimizer.scale_loss(total)
+        self._apply(self.discriminator_optimizer, pairwise_gradients(total, self.judging_variables))
         return losses, new_statistics
 
     def _discriminate(self, images, statistics) -> tuple[tf.Tensor, list]:

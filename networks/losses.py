@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from networks.gradients import pairwise_gradients
 from networks.images import images_from_density, images_from_s
 from networks.matching import Tail, measure_tail
 from networks.spectra import log_spectra, ring_power, ring_weights
@@ -35,9 +36,6 @@ def crossentropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     -------
     tensor, scalar
     """
-    # The gradient of TensorFlow's own sigmoid_cross_entropy_with_logits has four terms. The operation that adds them
-    # begins with one whose memory is free to be overwritten; which that is depends on the order in which threads are
-    # done, and so, to rounding, the sum: a run was not the same twice. Two terms have one sum.
     return tf.reduce_mean(tf.nn.softplus(logits) - labels * logits)
 
 
@@ -58,11 +56,8 @@ def r1_penalty(discriminator, images: tf.Tensor) -> tf.Tensor:
     tensor, scalar
         To be differentiated once more, with respect to the discriminator's variables.
     """
-    with tf.GradientTape() as tape:
-        tape.watch(images)
-        logit_sum = tf.reduce_sum(discriminator(images))
-    gradients = tape.gradient(logit_sum, images)
-    return 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(gradients), axis=(1, 2, 3)))
+    (slopes,) = pairwise_gradients(tf.reduce_sum(discriminator(images)), [images])
+    return 0.5 * tf.reduce_mean(tf.reduce_sum(tf.square(slopes), axis=(1, 2, 3)))
 
 
 def r1_penalty_of_slices(discriminator, s: tf.Tensor, config: Config) -> tf.Tensor:

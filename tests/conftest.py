@@ -12,7 +12,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import pytest
 import yaml
 
+from networks.device import use_onednn
 from utils.config import Config
+
+# As the scripts do, before TensorFlow is imported.
+use_onednn()
 
 # A shell starts what runs in its background with Ctrl-C ignored, and so would be the scripts that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
