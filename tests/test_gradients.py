@@ -91,8 +91,12 @@ def test_known_derivatives_of_several_paths():
 
 @pytest.mark.parametrize(
     "options",
-    [{"dequantise": True, "DG_update_ratio": 4}, RECIPE | {"r1_coordinate": "images"}, RECIPE],
-    ids=["old keys", "R1 by images", "recipe"],
+    [
+        {"dequantise": True, "DG_update_ratio": 4},
+        RECIPE | {"r1_coordinate": "images", "precision": "mixed_bfloat16"},
+        RECIPE,
+    ],
+    ids=["old keys", "R1 by images, bfloat16", "recipe"],
 )
 def test_a_step_leaves_nothing_to_the_order_of_threads(tiny_config, options):
     """It adds in pairs, and reads every variable before or after it is written."""
