@@ -1,6 +1,7 @@
 """A run that is killed, stopped, damaged or diverges: nothing is lost, and what goes on is the same run."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -24,7 +25,7 @@ from utils.cli import UserError
 from utils.lock import single_writer
 from utils.signals import StopRequest
 
-SETTINGS = {"Nepochs": 10, "checkpt_batch": 8}  # 50 steps
+SETTINGS = {"Nepochs": 10, "checkpt_batch": 12}  # 50 steps
 SAVE_OFTEN = ("--set", "save_steps=7")
 
 
@@ -84,29 +85,37 @@ def test_killed_at_any_moment_it_ends_as_the_same_run(place, uninterrupted, seed
     assert_same_run(run, uninterrupted)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-def test_asked_to_stop_it_saves_and_says_how_to_go_on(place, uninterrupted, name):
-    process = start(place)
-    wait_for(process, "step 2/50")
-    process.send_signal(getattr(signal, name))
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 75, error
-    step = int(re.search(rf"stopped by {name} after step (\d+)", error)[1])
-    assert "train.py tiny 0 --set save_steps=7 --resume" in error
-    assert len(error.splitlines()) == 1
-    assert saved_steps(place / "expts" / "tiny" / "run0" / "checkpoints")[-1] == step < 50
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(place, uninterrupted):
+    """Three times, by another signal each time; the first comes while it is starting."""
+    run = place / "expts" / "tiny" / "run0"
+    reached = []
+    for name, words in (("SIGUSR1", "training slices"), ("SIGTERM", r"step \d+/50"), ("SIGINT", r"step \d+/50")):
+        process = start(place, "--resume")
+        wait_for(process, words)
+        process.send_signal(getattr(signal, name))
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 75, error
+        assert "train.py tiny 0 --set save_steps=7 --resume" in error
+        assert len(error.splitlines()) == 1
+        reached.append(int(re.search(rf"stopped by {name} after step (\d+)", error)[1]))
+        assert saved_steps(run / "checkpoints")[-1] == reached[-1]
+    assert 1 == reached[0] < reached[1] < reached[2] < 50
     resumed = train(place, "--resume")
-    assert f"resumed at step {step}" in resumed.stdout
-    assert_same_run(place / "expts" / "tiny" / "run0", uninterrupted)
+    assert f"resumed at step {reached[2]}" in resumed.stdout
+    assert_same_run(run, uninterrupted)
 
 
 def test_a_second_writer_is_refused_and_a_killed_one_forgotten(place):
+    """What the killed one had written of its events is not there twice."""
     process = start(place)
-    wait_for(process, "step 1/50")
+    wait_for(process, "checkpoint at step 12")
+    process.send_signal(signal.SIGSTOP)  # it must not end meanwhile
     assert_refused(train(place, "--resume"), "in use by another process", f"process {process.pid}", os.uname().nodename)
     process.kill()
     process.communicate()
     assert train(place, "--resume").returncode == 0
+    steps = [step for tag, step, _ in events(place / "expts" / "tiny" / "run0") if tag == "d_loss"]
+    assert steps == [1, 12, 24, 36, 48, 50]
 
 
 def test_a_silent_lock_of_another_host_is_taken_over(tmp_path):
@@ -143,31 +152,19 @@ def test_without_a_good_checkpoint_nothing_is_touched(place, copied):
 
 
 def test_a_full_disk_loses_nothing(place, uninterrupted):
-    """No file may grow beyond a limit that the second checkpoint's event file passes."""
-    first = next((uninterrupted / "logs").iterdir()).stat().st_size
-    limit = first // 2
-    state = checkpoint_path(uninterrupted / "checkpoints", 50).stat().st_size
-    assert state < limit  # it is the events that meet the limit
-    process = start(place, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 2, error
-    assert "File too large" in error
-    assert "--resume" in error
-    assert len(error.splitlines()) == 1, error
-    resumed = train(place, "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert_same_run(place / "expts" / "tiny" / "run0", uninterrupted)
-
-
-@pytest.mark.parametrize("limit", [5_000, 30_000, 240_000])
-def test_a_disk_that_was_full_from_the_start(place, uninterrupted, limit):
-    """The log, the weights or the first events meet the limit."""
-    process = start(place, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 2, error
-    assert len(error.splitlines()) == 1, error
+    """No file may grow beyond a limit, which is met by the log, then by the state, the first events and later ones."""
     run = place / "expts" / "tiny" / "run0"
-    assert not list(run.rglob("*.partial*"))
+    all_events = next((uninterrupted / "logs").iterdir()).stat().st_size
+    for limit, where in ((5_000, "output"), (30_000, "state_"), (240_000, "events"), (all_events // 2, "events")):
+        limits = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+        process = start(place, "--resume", preexec_fn=limits)
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 2, error
+        assert "File too large" in error
+        assert where in error.split(";")[0]
+        assert "--resume" in error
+        assert len(error.splitlines()) == 1, error
+        assert not list(run.rglob("*.partial*"))
     resumed = train(place, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert_same_run(run, uninterrupted)
@@ -270,17 +267,6 @@ def _after_interrupt():
     return request
 
 
-def test_asked_to_stop_while_starting_it_saves_after_its_first_step(place, uninterrupted):
-    process = start(place)
-    wait_for(process, "training slices")
-    process.send_signal(signal.SIGUSR1)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 75, error
-    assert "after step 1," in error
-    assert train(place, "--resume").returncode == 0
-    assert_same_run(place / "expts" / "tiny" / "run0", uninterrupted)
-
-
 def test_records_without_a_checkpoint_are_not_overwritten(place, copied):
     shutil.rmtree(copied / "checkpoints")
     before = (copied / "metrics.jsonl").read_bytes()
@@ -310,13 +296,3 @@ def test_output_that_nobody_reads_stops_nothing(place, uninterrupted):
     process.stdout.close()
     assert process.wait(timeout=120) == 0
     assert_same_run(place / "expts" / "tiny" / "run0", uninterrupted)
-
-
-def test_events_of_a_killed_run_have_no_step_twice(place):
-    process = start(place)
-    wait_for(process, "checkpoint at step 16")
-    process.kill()
-    process.communicate()
-    assert train(place, "--resume").returncode == 0
-    steps = [step for tag, step, _ in events(place / "expts" / "tiny" / "run0") if tag == "d_loss"]
-    assert steps == [1, 8, 16, 24, 32, 40, 48, 50]

@@ -100,7 +100,7 @@ def free_job_number():
 
 
 def test_two_tasks_are_warned_requeued_and_end_as_one_process_would(workplace):
-    write_config(workplace, Nepochs=2000, sync_batchnorm=True)
+    write_config(workplace, Nepochs=2000, checkpt_batch=20, sync_batchnorm=True)
     environment = slurm_commands(workplace, TWO_TASKS) | {"SLURM_JOB_ID": free_job_number()}
     command = ["bash", SCRIPT, "tiny", "0"]
     job = subprocess.Popen(command, cwd=workplace, env=environment, stdout=subprocess.PIPE, text=True)

@@ -51,7 +51,7 @@ def assert_equal_to_rounding(one, other):
 
 @pytest.fixture
 def place(workplace):
-    write_config(workplace, Nepochs=10, checkpt_batch=8, sync_batchnorm=True, match_histogram=True)
+    write_config(workplace, Nepochs=10, checkpt_batch=25, sync_batchnorm=True, match_histogram=True)
     return workplace
 
 

@@ -261,9 +261,14 @@ def colour_bar(figure: Figure, drawn, axes, cscale, datascale) -> None:
 
 
 def two_panels(title):
-    """A figure of a large panel above a residual panel with a common x axis."""
-    figure = Figure(figsize=(6.4, 6.0), layout="constrained")
+    """A figure of a large panel above a residual panel with a common x axis.
+
+    Its margins are fixed: to find out by drawing how much room the labels need takes longer than the picture, and a
+    training process draws two of these at each checkpoint.
+    """
+    figure = Figure(figsize=(6.4, 6.0))
     main, lower = panel_pair(figure)
+    figure.subplots_adjust(left=0.145, right=0.985, bottom=0.085, top=0.95 if title else 0.985, hspace=0.06)
     if title:
         main.set_title(title, fontsize=12)
     return figure, main, lower
