@@ -193,6 +193,7 @@ def _tasks_per_node() -> int:
 
 def _describe(tf, strategy: str, workers: int, replicas: int, xla: bool) -> dict:
     gpus = tf.config.get_visible_devices("GPU")
+    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
     details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return {
         "kind": "GPU" if gpus else "CPU",
@@ -203,7 +204,7 @@ def _describe(tf, strategy: str, workers: int, replicas: int, xla: bool) -> dict
         # Rounding depends on how many threads share a sum.
         "tf32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
         "xla": "step" if xla else tf.config.optimizer.get_jit() or "off",
-        "threads": tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0)),
+        "threads": int(threads if threads.isdigit() else 0) or len(os.sched_getaffinity(0)),
     }
 
 

@@ -11,6 +11,7 @@ from networks.images import images_from_density, images_from_s
 from networks.matching import Tail, measure_tail
 from networks.spectra import log_spectra, ring_power, ring_weights
 from utils.config import Config
+from utils.logs import log
 from utils.slices import SliceSet
 from utils.transforms import invtransform, transform
 
@@ -131,6 +132,8 @@ def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
     if config.match_histogram:
         batches = _batches(training, _TAIL_SLICES)
         measured["tail"] = measure_tail(batches, training.dtype.kind in "iu", config)
+        if not len(measured["tail"].bounds):
+            log.warning("match_histogram changes nothing: hardly any training pixel is brighter than datascale/2")
     if config.spectral_weight > 0 or config.critic_weight > 0:
         measured |= _measure_spectra(config, _batches(training, _SPECTRA_SLICES))
     return TrainingSet(**measured)

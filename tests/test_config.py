@@ -26,8 +26,9 @@ def test_the_nineteen_old_keys_are_enough_and_mean_the_old_recipe(tmp_path):
     assert (config.r1_weight, config.spectral_weight, config.ema_decay) == (0, 0, 0)
     assert (config.adam_betas[0], config.discriminator_norm, config.lr_schedule) == (0.5, "batch", "constant")
     assert config.precision == "float32"
-    assert not config.augment
-    assert not config.dequantise
+    assert (config.r1_growth, config.lr_floor, config.critic_weight, config.best_metric) == (1, 0, 0, "chisq")
+    assert not any((config.augment, config.dequantise, config.random_crops, config.count_noise))
+    assert not any((config.match_histogram, config.sync_batchnorm))
 
 
 def test_the_shipped_file_has_the_base_of_the_old_suite():
@@ -44,6 +45,21 @@ def test_the_shipped_file_has_the_base_of_the_old_suite():
         "channels_first",
         True,
     )
+
+
+def test_the_shipped_recipes_are_two_in_two_sizes_each():
+    """The recipe of 2019 with nothing but a precision, and the recommended one; what a size changes is no option."""
+    base, base256, modern, demo = (load_config("config.yaml", tag) for tag in ("base", "base256", "modern", "demo"))
+    assert {key for key, value in DEFAULTS.items() if getattr(base, key) != value} == {"precision"}
+    assert differing_keys(base, base256) == {"img_dim", "nlayers", "nconvfilters", "ndeconvfilters"}
+    assert (base256.img_dim, base256.nlayers) == (256, 5)
+    size = {"dataname", "img_dim", "nconvfilters", "learn_rate", "Nepochs", "checkpt_batch"}
+    assert differing_keys(modern, demo) == size
+    assert (modern.img_dim, demo.img_dim) == (128, 64)
+
+
+def differing_keys(one, other):
+    return {key for key in KEYS if getattr(one, key) != getattr(other, key)}
 
 
 def test_every_shipped_tag_is_valid_and_every_key_documented():

@@ -17,6 +17,7 @@ from networks.images import (
 )
 from networks.layers import BatchNormalization, Conv2D
 from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
+from networks.optimizers import first_moments
 from networks.schedules import average_decay
 from tests import numpy_twin
 from utils.transforms import invtransform, transform
@@ -289,21 +290,24 @@ def test_r1_penalty_is_lazy(tiny_config, rng):
     )
 
 
-def weights_after_a_step(config):
-    """The discriminator's, all in one array, of a new GAN."""
-    gan = GAN(config)
-    gan.train_step(*inputs(config, np.random.default_rng(3)))
-    return np.concatenate([weight.numpy().ravel() for weight in gan.discriminator.trainable_variables])
-
-
-def test_r1_penalty_takes_part_in_the_update(tiny_config):
-    """Weighted by its interval, for it is computed so seldom."""
-    without, penalised, as_often = (
-        weights_after_a_step(dataclasses.replace(tiny_config, discriminator_norm="none", **options))
-        for options in ({}, {"r1_weight": 300.0, "r1_interval": 2}, {"r1_weight": 600.0})
-    )
-    assert np.max(np.abs(penalised - without)) > 0.1 * tiny_config.learn_rate[1]
-    np.testing.assert_allclose(penalised, as_often, atol=1e-7)
+def test_r1_penalty_takes_part_in_the_update(tiny_config, rng):
+    """With its weight, times its interval, for it is computed so seldom."""
+    config = dataclasses.replace(tiny_config, discriminator_norm="none", learn_rate=(1e-30, 1e-30))
+    batch, moments = inputs(config, rng), []
+    for options in ({}, {"r1_weight": 3.0, "r1_interval": 2}):
+        gan = GAN(dataclasses.replace(config, **options))
+        randomise(gan.discriminator, np.random.default_rng(1))
+        gan.train_step(*batch)
+        moments.append(first_moments(gan.discriminator_optimizer))
+    # Of all kernels and biases but the last, on which no slope depends.
+    weights = gan.discriminator.trainable_variables[:-1]
+    slopes = tf.function(
+        lambda: pairwise_gradients(r1_penalty_of_slices(gan.discriminator, tf.constant(batch[0]), config), weights)
+    )()
+    for without, penalised, slope in zip(*moments, slopes, strict=False):
+        # Adam's first moment is half a gradient, and half of that after the update on generated slices.
+        scale = np.max(np.abs(slope))
+        np.testing.assert_allclose((penalised - without) / scale, 0.25 * 6.0 * slope / scale, atol=1e-3)
 
 
 def test_xla_computes_the_same_step(tiny_config, rng):
@@ -363,6 +367,21 @@ def test_spectral_loss_draws_the_generator_to_the_target(tiny_config, rng):
     gan = GAN(config, training_set=TrainingSet(np.full(4, 30.0), np.full(4, 300.0)))
     losses = [float(gan.train_step(*inputs(config, rng, n=16))["spectral_loss"]) for _ in range(60)]
     assert np.mean(losses[-5:]) < 0.2 * np.mean(losses[:5])
+
+
+def test_spectral_loss_has_its_weight_in_the_generators_gradient(tiny_config, rng):
+    """The gradient with respect to the last bias, which is a part of every u."""
+    batch, moments = inputs(tiny_config, rng), []
+    for weight in (0.5, 1.5):
+        config = dataclasses.replace(tiny_config, spectral_weight=weight, learn_rate=(1e-30, 1e-30))
+        gan = GAN(config, training_set=TrainingSet(np.full(4, 30.0), np.full(4, 300.0)))
+        u = gan._generator_of_u([batch[1]], training=True)
+        gan.train_step(*batch)
+        moments.append(float(first_moments(gan.generator_optimizer)[-1][0]))
+    h = 1e-2
+    above, below = (float(gan._spectral_loss(*gan._fake_fields(u + offset, tf.constant(0)))) for offset in (h, -h))
+    # Adam's first moment is half a first gradient; the weights differ by one.
+    assert moments[1] - moments[0] == pytest.approx(0.5 * (above - below) / (2 * h), rel=1e-2)
 
 
 def test_spectral_loss_is_of_slices_as_the_discriminator_sees_them(tiny_config, rng):

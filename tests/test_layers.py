@@ -37,19 +37,23 @@ def test_values_and_moving_statistics(rng, shape):
     np.testing.assert_allclose(layer(x.astype(np.float32), training=False), inferred, rtol=1e-4, atol=1e-4)
 
 
-def test_exact_inputs_in_bfloat16():
+@pytest.mark.parametrize("xla", [False, True])
+def test_exact_inputs_in_bfloat16(xla):
     """Two bright pixels that bfloat16 rounds to the same number stay apart, in the result and in the gradient."""
     images = tf.constant(np.array([0.921, 0.9212, 0.5, 0.25], np.float32).reshape(1, 2, 2, 1))
     assert len(np.unique(tf.cast(images, tf.bfloat16).numpy())) == 3
     layer = Conv2D(1, 2, strides=2, padding="same", use_bias=False, exact_inputs=True, dtype="mixed_bfloat16")
     layer.build(images.shape)
     layer.set_weights([np.array([-1.0, 1.0, 0.0, 0.0], np.float32).reshape(2, 2, 1, 1)])
-    with tf.GradientTape() as tape:
-        tape.watch(images)
+
+    @tf.function(jit_compile=xla)
+    def outputs_and_slopes(images):
         outputs = layer(images)
+        return outputs, *tf.gradients(outputs, [images, layer.kernel.value])
+
+    outputs, by_images, by_kernel = outputs_and_slopes(images)
     assert outputs.dtype == tf.bfloat16
     np.testing.assert_allclose(np.float32(outputs), 0.0002, rtol=0.05)
-    by_images, by_kernel = tape.gradient(outputs, (images, layer.kernel.value))
     np.testing.assert_array_equal(np.ravel(by_images), [-1.0, 1.0, 0.0, 0.0])
     np.testing.assert_allclose(np.ravel(by_kernel), np.ravel(images), rtol=0.004)
 

@@ -160,7 +160,7 @@ def test_critic_loss_and_what_it_adds_to_the_generators_gradient_against_numpy(t
         gan.config = dataclasses.replace(gan.config, critic_weight=weight)
         gan.critic.set_weights([*gan.critic.get_layer("log_spectra").get_weights(), *weights])
         gan.generator.trainable_variables[-1].assign([-0.5])
-        u = gan._generator_of_u(z, training=True).numpy().astype(float)
+        u = gan._generator_of_u([z], training=True).numpy().astype(float)
         losses.append(gan.train_step(transform(real[..., None], 4.0).astype(np.float32), z, np.zeros(6, bool)))
         moments.append(float(first_moments(gan.generator_optimizer)[-1][0]))
     fake = 4.0 * np.exp(2.0 * u)
