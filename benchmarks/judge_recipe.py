@@ -1,6 +1,6 @@
 """Are generators as good as the recipe promises? Several runs against held-back universes, score by score.
 
-python -m benchmarks.judge_recipe demo 0 1 2 3 4 [--split test] [--num-samples 3072] [--weights last]
+python -m benchmarks.judge_recipe demo 0 1 2 3 4 [--split test] [--num-samples 3072] [--weights last] [--no-map]
 
 Beside every score stands its target: a fixed number or, where that is larger and the score is not one of pixels'
 values, twice the noise floor, which is the mean score of two sets of universes resampled from the held-back ones.
@@ -130,11 +130,16 @@ def shapes(side: Means, images: np.ndarray) -> dict[str, float]:
     return {"coherence": float(difference / total), "neighbours/peak": nearest, "one parity": parity}
 
 
-def drawn(folder: Path, weights: str, number: int) -> Iterator[np.ndarray]:
-    """Batches of slices of one run's generator."""
+def drawn(folder: Path, weights: str, number: int, mapped: bool) -> Iterator[np.ndarray]:
+    """Batches of slices of one run's generator, with or without its map of densities."""
     from networks.dcgan import density_function, draw_slices, load_generator
+    from networks.matching import HistogramMatching
 
-    return draw_slices(density_function(load_generator(folder, weights)), number, 0)
+    generator = load_generator(folder, weights)
+    for layer in generator.layers:
+        if isinstance(layer, HistogramMatching) and not mapped:
+            layer.table.assign(np.zeros(layer.table.shape))  # no shift anywhere
+    return draw_slices(density_function(generator), number, 0)
 
 
 def shuffled(slices: SliceSet, number: int) -> Iterator[np.ndarray]:
@@ -166,6 +171,12 @@ def main():
     )
     parser.add_argument("--weights", default="last", help="best, best_pspect, last or an epoch")
     parser.add_argument("--num-samples", type=int, default=3072, help="slices to generate")
+    parser.add_argument(
+        "--map",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="with the map of densities (match_histogram), or as the networks make them",
+    )
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         raise UserError(f"--num-samples {arguments.num_samples}: at least 1 slice has to be generated")
@@ -183,9 +194,8 @@ def main():
     if real.summary.groups()[1] != "universes" or real.summary.settings.resolution != 1:
         raise UserError(f"{name}: counts of at least three universes are needed to judge by")
     number = arguments.num_samples
-    rows, likenesses = zip(
-        *(judge(drawn(folder, arguments.weights, number), number, real) for folder in folders), strict=True
-    )
+    generated = (drawn(folder, arguments.weights, number, arguments.map) for folder in folders)
+    rows, likenesses = zip(*(judge(batches, number, real) for batches in generated), strict=True)
     with open_slices(config.dataname, "train", config.img_dim) as slices:
         learned, _ = judge(shuffled(slices, number), min(number, len(slices)), real)
     floor = floors(real.summary)
@@ -200,7 +210,7 @@ def main():
         cells = "".join(f"{value:9.4f}" for value in values)
         mark = " " if median <= target else "!"
         print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{learned[name]:9.4f}{median:9.4f}{mark} {cells}")
-    if config.match_histogram:
+    if config.match_histogram and arguments.map:
         print("chi_1, bright fraction and area are fitted to the training set, by match_histogram")
     for name, value in shapes(means(real.summary, real.summary.counts.shape[1]), real.images).items():
         cells = "".join(f"{row[name]:9.4f}" for row in rows)
