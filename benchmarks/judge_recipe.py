@@ -35,6 +35,7 @@ REAL_PIXELS_PER_BIN = 25
 FUNCTIONALS = ("area", "boundary", "euler")
 TARGETS = {"spectrum of s": 0.05, "spectrum": 0.15, "chi_1": 0.003, "bright fraction": 0.20, "diversity": 0.0}
 TARGETS |= {f"{name} at {threshold:g}": 0.15 for name in FUNCTIONALS for threshold in SCORED_THRESHOLDS}
+# Scores of pixels' values, whose targets no floor widens.
 FIXED = {"chi_1", "bright fraction"}
 DRAWS = 200
 BATCH = 512

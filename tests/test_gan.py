@@ -299,12 +299,11 @@ def test_r1_penalty_takes_part_in_the_update(tiny_config, rng):
         randomise(gan.discriminator, np.random.default_rng(1))
         gan.train_step(*batch)
         moments.append(first_moments(gan.discriminator_optimizer))
-    # Of all kernels and biases but the last, on which no slope depends.
-    weights = gan.discriminator.trainable_variables[:-1]
+    weights = gan.discriminator.trainable_variables[:-1]  # on the last bias no slope depends
     slopes = tf.function(
         lambda: pairwise_gradients(r1_penalty_of_slices(gan.discriminator, tf.constant(batch[0]), config), weights)
     )()
-    for without, penalised, slope in zip(*moments, slopes, strict=False):
+    for without, penalised, slope in zip(*(values[:-1] for values in moments), slopes, strict=True):
         # Adam's first moment is half a gradient, and half of that after the update on generated slices.
         scale = np.max(np.abs(slope))
         np.testing.assert_allclose((penalised - without) / scale, 0.25 * 6.0 * slope / scale, atol=1e-3)
