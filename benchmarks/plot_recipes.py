@@ -22,11 +22,15 @@ SCORES = {
     "figure_of_merit": "figure of merit",
     "pspect_rms_s": "power spectrum of s",
     "pspect_rms": "power spectrum of the density",
-    "bright_fraction": "fraction of pixels above 100",
     "peaks": "peaks",
-    "minkowski_area": "Minkowski: area",
+    "filaments": "filaments",
     "minkowski_boundary": "Minkowski: boundary",
     "minkowski_euler": "Minkowski: Euler characteristic",
+    "minkowski_area": "Minkowski: area",
+    "bright_fraction": "fraction of pixels above 100",
+    "mean_density": "mean density",
+    "ks": "histogram: Kolmogorov-Smirnov",
+    "wasserstein": "histogram: Wasserstein",
 }
 
 
@@ -60,8 +64,8 @@ def best_of(name: str, old: dict[str, np.ndarray], new: list[dict[str, np.ndarra
 
 def draw(old: list[dict], new: list[dict]) -> Figure:
     """One panel per score, both axes logarithmic."""
-    figure = Figure(figsize=(14, 6), layout="constrained")
-    panels = figure.subplots(2, 4, sharex=True)
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    panels = figure.subplots(3, 4, sharex=True)
     for axes, (name, title) in zip(panels.flat, SCORES.items(), strict=True):
         for curves, colour, label in ((old, REAL, "2019"), (new, GENERATED, "now")):
             for number, curve in enumerate(curves):
@@ -86,13 +90,13 @@ def main():
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     arguments = parser.parse_args()
     old, new = ([read_curve(folder) for folder in folders] for folders in (arguments.old, arguments.new))
-    print(f"{'':18}{'old: best':>11}{'after':>10}{'new: end':>10}{'as good after':>15}{'times sooner':>14}")
+    print(f"{'':20}{'old: best':>11}{'after':>10}{'new: end':>10}{'as good after':>15}{'times sooner':>14}")
     for name in SCORES:
         best, after, reached = np.transpose([best_of(name, curve, new) for curve in old])
         sooner = after / reached
         end = np.median([curve[name][-1] for curve in new])
         print(
-            f"{name:18}{np.median(best):11.3f}{np.median(after):6.1f} min{end:10.3f}{np.median(reached):11.1f} min"
+            f"{name:20}{np.median(best):11.3f}{np.median(after):6.1f} min{end:10.3f}{np.median(reached):11.1f} min"
             f"{np.median(sooner):14.1f} ({sooner.min():.1f} to {sooner.max():.1f})"
         )
     save(draw(old, new), arguments.out)
