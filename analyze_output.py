@@ -22,10 +22,10 @@ from utils import plots, plots_scorecard
 from utils.cli import ArgumentParser, UserError, run
 from utils.comparison import Generated, Real, compare, read_real, take_generated
 from utils.config import Config
-from utils.files import HDF5_OVERHEAD, atomic_path, write_text
+from utils.files import HDF5_OVERHEAD, atomic_path, check_writable, write_text
 from utils.likeness import Likeness
 from utils.noise import noise_floor, p_values
-from utils.runs import RunFolder, check_writable, find_weights, load_run_config
+from utils.runs import RunFolder, find_weights, load_run_config
 from utils.scorecard import markdown, ranking, scorecard, table
 from utils.similarity import coarse, nearest_neighbours
 from utils.slices import has_split, open_slices

@@ -9,14 +9,13 @@ is 1, and a `transform` is a complex64 rfftn.
 
 import argparse
 import contextlib
+import functools
 import itertools
 import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -33,8 +32,9 @@ from tqdm import tqdm
 # The script also runs from inside data/, where the repository root is not on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import EXIT_USER_ERROR, ArgumentParser, UserError, run
-from utils.files import atomic_path
+from utils.cli import ArgumentParser, UserError, run
+from utils.files import HDF5_OVERHEAD, atomic_path, check_writable, clear_left_behind
+from utils.processes import map_unordered
 
 VERSION = 1  # of physics and random numbers; files of another version are not reused
 REDSHIFTS = (0.0, 0.5, 1.5, 3.0)
@@ -285,20 +285,20 @@ def contents(universe: Universe) -> tuple[dict, dict]:
     return datasets, tags | {"box_size": universe.box, "steps": universe.steps, "simulator_version": VERSION}
 
 
-def simulate(universe: Universe, path: Path, threads: int) -> str:
+def simulate(item: tuple[Universe, Path], threads: int, show_steps: bool) -> str:
     """Simulate a universe, write its file, and say so in a line."""
-    start = time.perf_counter()
+    (universe, path), start = item, time.perf_counter()
     _, initial_rng, rounding_rng = random_streams(universe.seed)
     overdensity = initial_overdensity(universe, initial_rng, threads)
     snapshots = np.empty((*(universe.grid,) * 3, len(REDSHIFTS)), np.int16)
     reached = step_schedule(universe.steps)[1]
     steps = evolve(overdensity, universe.omega_m, universe.steps, threads)
     bar = {"total": universe.steps, "desc": path.stem, "unit": "step", "leave": False}
-    for number, density in enumerate(tqdm(steps, disable=None, **bar), start=1):
+    for number, density in enumerate(tqdm(steps, disable=None if show_steps else True, **bar), start=1):
         if number in reached:
             snapshots[..., reached[number]] = round_counts(density, rounding_rng)
     datasets, attributes = contents(universe)
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as file:
+    with atomic_path(path, snapshots.nbytes + HDF5_OVERHEAD) as temporary, h5py.File(temporary, "w") as file:
         for name, data in {"full": snapshots, **datasets}.items():
             file.create_dataset(name, data=data, track_times=False)  # same universe, same bytes
         file.attrs.update(attributes)
@@ -321,34 +321,6 @@ def is_complete(universe: Universe, path: Path) -> bool:
     if not same:
         raise UserError(f"{path} has other parameters than this {universe}: remove it or choose another --out")
     return True
-
-
-def simulate_in_processes(seeds: list[int], jobs: int, threads: int) -> Iterator[str]:
-    """Run this command for one seed at a time in processes of their own, `jobs` at once; yields what they say."""
-    waiting, running = seeds[::-1], []
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                single = ["--num=1", "--jobs=1", f"--seed={waiting.pop()}", f"--threads={threads}"]
-                command = [sys.executable, __file__, *sys.argv[1:], *single]
-                # In sessions of their own they do not hear Ctrl-C: only this process stops them, and only once.
-                pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-                running.append(subprocess.Popen(command, **pipes))
-            time.sleep(0.05)
-            for process in [process for process in running if process.poll() is not None]:
-                said, error = process.communicate()
-                running.remove(process)
-                if process.returncode < 0:
-                    raise UserError("a simulation was killed, probably for want of memory: use fewer --jobs")
-                if process.returncode > 0:
-                    known = process.returncode == EXIT_USER_ERROR
-                    raise UserError(error.split("error: ", 1)[-1]) if known else RuntimeError(error)
-                yield said.rstrip()
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGINT)
-        for process in running:
-            process.communicate()
 
 
 def bounded(low: float, high: float, kind: type = float, ranged: bool = False) -> Callable[[str], object]:
@@ -403,20 +375,19 @@ def parse_arguments() -> argparse.Namespace:
 
 def prepare_folder(folder: Path, grid: int, num: int) -> None:
     """Make the folder; refuse at once what would fail when the first universe is done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise UserError(f"cannot write into --out {folder} ({error.strerror}): choose another folder") from error
+    check_writable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     needed, free = num * grid**3 * len(REDSHIFTS) * 2, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: use a smaller --num")
 
 
 def main() -> None:
+    # A scheduler's SIGTERM then removes the unfinished files, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     arguments = parse_arguments()
     ranges = np.array([arguments.omega_m, arguments.sigma_8, arguments.n_s, arguments.h])
-    missing = {}
+    missing = []
     for seed in range(arguments.seed, arguments.seed + arguments.num):
         share = random_streams(seed)[0].random(len(ranges))  # the same draws whichever parameters have a range
         drawn = ranges[:, 0] + share * (ranges[:, 1] - ranges[:, 0])
@@ -425,20 +396,20 @@ def main() -> None:
         if is_complete(universe, path):
             print(f"{path}: reused")
         else:
-            missing[seed] = (universe, path)
+            missing.append((universe, path))
     if not missing:
         return
     prepare_folder(arguments.out, arguments.grid, len(missing))
+    clear_left_behind(arguments.out.iterdir())
     jobs = min(arguments.jobs, len(missing))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = arguments.threads or max(1, cores // jobs)
-    if jobs == 1:
-        lines = (simulate(universe, path, threads) for universe, path in missing.values())
-    else:
-        lines = simulate_in_processes(list(missing), jobs, threads)
-    with contextlib.closing(lines):  # on Ctrl-C the processes are stopped before this one ends
-        for line in tqdm(lines, total=len(missing), unit="universe", disable=None):
-            tqdm.write(line)
+    work = functools.partial(simulate, threads=threads, show_steps=jobs == 1)
+    with contextlib.closing(map_unordered(work, missing, jobs)) as results:  # in the end the processes are stopped
+        for _, result in tqdm(results, total=len(missing), unit="universe", disable=None):
+            if isinstance(result, Exception):
+                raise result
+            tqdm.write(result)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 from utils import data_set
 from utils.cli import ArgumentParser, UserError, run
 from utils.data_set import DataSet, Entry
+from utils.files import check_writable
 from utils.lock import one_at_a_time
 from utils.processes import map_unordered
 from utils.shards import Shard, ShardFolder, read_shard
@@ -274,6 +275,10 @@ def parse_arguments() -> Job:
     for name in ("img_dim", "stride", "jobs"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, it must be at least 1")
+    if not arguments.out.name:
+        parser.error(
+            f"--out {arguments.out} has no name: give what the names of the files begin with, such as data/raw"
+        )
     if arguments.seed < 0:
         parser.error(f"--seed is {arguments.seed}, it must not be negative")
     fractions = arguments.val_fraction, arguments.test_fraction
@@ -299,9 +304,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     job, start = parse_arguments(), time.perf_counter()
     shards = ShardFolder(job.out, job.cut)
-    shards.clear_leftovers()
 
     # Everything that can be known is checked before anything is written.
+    for folder in (shards.path, job.out.parent):
+        check_writable(folder)
     recorded, _ = recorded_data_set(job, shards)
     paths = find_universes(job.folder, none_is_fine=bool(recorded.universes))
     if job.part:
@@ -318,6 +324,7 @@ def main() -> None:
         rows = sum(part.images for part in arrange(job, recorded, found, shards)[2])
     check_room(job, missing, shards, rows)
 
+    shards.clear_leftovers()
     sliced = slice_missing(missing, job, shards)
     if missing:
         seconds = time.perf_counter() - start

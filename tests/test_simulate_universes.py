@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -325,11 +326,17 @@ def test_a_torn_file_is_refused(tmp_path):
     assert str(path.name) in result.stderr
 
 
-def test_a_failing_process_gives_its_error(tmp_path, monkeypatch):
-    arguments = ["--grid=16", f"--out={tmp_path}", "--h=70"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    with pytest.raises(UserError, match="'70' is not"):
-        list(su.simulate_in_processes([1, 2], jobs=2, threads=1))
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_full_disk_is_told_in_one_line(tmp_path, jobs):
+    result = command(
+        *("--num", 2, "--jobs", jobs, "--out", "out"),
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "universe_" in result.stderr
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_runs_from_its_own_folder(tmp_path):
@@ -339,20 +346,34 @@ def test_runs_from_its_own_folder(tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_ctrl_c_leaves_no_partial_file(tmp_path, jobs):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_no_partial_file(tmp_path, number, jobs):
     line = [sys.executable, SCRIPT, "--grid", "64", "--num", "40", "--jobs", str(jobs), "--out", "out"]
     pipe = subprocess.PIPE
     process = subprocess.Popen(line, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
     written = process.stdout.readline()
     time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # a terminal sends it to all processes
+    else:
+        process.terminate()  # and `kill` to one
+    _, error = process.communicate(timeout=60)  # returns when the last of them has ended
     assert "written" in written
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert "Traceback" not in error
     for path in (tmp_path / "out").iterdir():
         with h5py.File(path) as file:
             assert file["full"].shape == (64, 64, 64, 4)
+
+
+def test_what_a_killed_process_left_is_cleared_after_a_day(tmp_path):
+    (tmp_path / "out").mkdir()
+    old, new = (tmp_path / "out" / f".partial{number}-00.universe_0.hdf5" for number in (1, 2))
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 90_000,) * 2)
+    assert command("--out", "out", cwd=tmp_path).returncode == 0
+    assert sorted(os.listdir(tmp_path / "out")) == [new.name, "universe_0.hdf5"]
 
 
 @pytest.mark.parametrize(

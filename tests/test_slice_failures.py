@@ -147,6 +147,10 @@ def test_nothing_left_after_skipping_is_an_error(tmp_path):
         (["nowhere"], ["nowhere"]),
         (["nothing"], ["nothing", "simulate_universes.py"]),
         (["mixed"], ["a.hdf5", "b.hdf5", "pixel size"]),
+        (["in", "--out", "."], ["--out .", "no name"]),
+        (["in", "--out", "/"], ["--out /", "no name"]),
+        (["in", "--out", "a_file/raw"], ["a_file is a file"]),
+        (["in", "--out", "taken"], ["taken_shards is a file"]),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, arguments, words):
@@ -156,8 +160,10 @@ def test_what_does_not_fit_is_refused(tmp_path, arguments, words):
         write_universe(tmp_path / "mixed/a.hdf5", box_size=16.0)
         write_universe(tmp_path / "mixed/b.hdf5", box_size=16.1)
     (tmp_path / "nothing").mkdir()
+    for name in ("a_file", "taken_shards"):
+        (tmp_path / name).write_text("no folder")
     before = outputs(tmp_path)
-    process = run_script(SCRIPT, arguments[0], *SMALL, *arguments[1:], "--out", "raw", cwd=tmp_path)
+    process = run_script(SCRIPT, arguments[0], *SMALL, "--out", "raw", *arguments[1:], cwd=tmp_path)
     assert_refused(process, *words)
     assert outputs(tmp_path) == before
 

@@ -4,11 +4,17 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from utils.cli import UserError
 
 # What an HDF5 file holds besides the data, generously [bytes].
 HDF5_OVERHEAD = 200_000
+_PARTIAL = ".partial"
+# Nobody writes one file for a day: what is older was left behind by a process that was killed [s].
+_LEFT_BEHIND = 86400
 
 
 @contextlib.contextmanager
@@ -54,7 +60,15 @@ def atomic_path(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
 
 def partial_path(path: Path) -> Path:
     """A name beside `path` that no other process uses, on any host; hidden, and with the same suffix."""
-    return path.with_name(f".partial{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
+    return path.with_name(f"{_PARTIAL}{os.getpid()}-{secrets.token_hex(4)}.{path.name}")
+
+
+def clear_left_behind(paths: Iterable[Path]) -> None:
+    """Delete, among these, what processes that were killed a day ago or more have not finished."""
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):  # another process may be clearing, too
+            if path.name.startswith(_PARTIAL) and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                path.unlink()
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -91,6 +105,17 @@ def keep_copy(path: Path, copy: Path) -> None:
             os.link(path, temporary)
         except OSError:
             shutil.copyfile(path, temporary)
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a folder that could not be made or written, by looking at the nearest one that exists."""
+    existing = path
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise UserError(f"cannot make the folder {path}: {existing} is a file; move it out of the way")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write into {existing}, where {path} belongs; change its permissions")
 
 
 def _sync_folder(folder: Path) -> None:

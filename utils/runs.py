@@ -12,7 +12,7 @@ import h5py
 from utils.checkpoints import Checkpoint, saved_steps
 from utils.cli import UserError
 from utils.config import DEFAULTS, REMOVED_KEYS, Config, load_config, read_tags
-from utils.files import keep_copy, write_text
+from utils.files import check_writable, keep_copy, write_text
 from utils.version import VERSION
 
 # A resumed run may change these and still be the run it was; any other key would make it another experiment.
@@ -295,14 +295,3 @@ def check_weights(path: str | Path, config: Config) -> dict:
         "step": int(stamp["step"]),
         "scores": json.loads(stamp["scores"]),
     }
-
-
-def check_writable(path: Path) -> None:
-    """Refuse a folder that could not be made or written, by looking at the nearest one that exists."""
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise UserError(f"cannot make the folder {path}: {existing} is a file; move it out of the way")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write into {existing}, where {path} belongs; change its permissions")

@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import os
 import re
-import time
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable
@@ -29,7 +28,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from utils.files import partial_path, publish
+from utils.files import clear_left_behind, partial_path, publish
 from utils.slice_plan import Cut, cut_images, planes_to_read
 from utils.slice_writer import SliceWriter
 from utils.universes import DamagedUniverse, Universe, read_planes
@@ -39,8 +38,6 @@ _LONGEST_NAME = 100
 _DIGITS = 12
 _STATE = ("source_bytes", "source_mtime_ns")
 _COORDINATES = {"axis": np.int8, "plane": np.int32, "corner": np.int32}
-# Nobody writes one shard for a day: what is older was left behind by a process that was killed [s].
-_LEFT_BEHIND = 86400
 
 
 @dataclass(frozen=True)
@@ -74,6 +71,7 @@ class ShardFolder:
     """
 
     def __init__(self, out: Path, cut: Cut):
+        self._out_name = out.name
         self.root = out.with_name(f"{out.name}_shards")
         axes = "".join(map(str, cut.axes))
         self.path = self.root / f"{cut.dim}px_stride{cut.stride}_axes{axes}_z{cut.redshift!r}"
@@ -135,9 +133,8 @@ class ShardFolder:
 
     def clear_leftovers(self) -> None:
         """Delete what processes that were killed have not finished."""
-        for path in self.root.rglob(".partial*"):
-            if path.stat().st_mtime < time.time() - _LEFT_BEHIND:
-                path.unlink(missing_ok=True)
+        clear_left_behind(self.root.rglob("*"))
+        clear_left_behind(self.root.parent.glob(f".*.{self._out_name}_*.h5"))
 
 
 def read_shard(path: Path) -> Shard | None:
