@@ -109,7 +109,8 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
     check_slices(config, training, validation)
     crew.card = {"version": VERSION, "configuration": config.as_dict(), "training slices": describe_slices(training)}
     if not crew.is_first:
-        follow(arguments, config, training, crew, stop)
+        with memory_permitting(config):
+            follow(arguments, config, training, crew, stop)
         return
     folder = RunFolder(config.tag, arguments.run)
     config = folder.settled(config)
@@ -121,23 +122,31 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     with single_writer(folder.path / "lock"):
         try:
-            train(arguments, config, training, validation, folder, crew, stop)
+            with memory_permitting(config):
+                train(arguments, config, training, validation, folder, crew, stop)
         except OSError as error:
             if not is_mendable(error):
                 raise
             raise UserError(
                 f"{describe(error)}; what was saved in {folder.checkpoints} is intact: mend it and go on with --resume"
             ) from error
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise UserError(
-                f"not enough memory to train on batches of {config.batchsize} images of {config.img_dim} x "
-                f"{config.img_dim} with these networks; start another RUN with a smaller batchsize or narrower "
-                f"networks, or go on with --resume on more devices, or on one with more memory"
-            ) from error
         finally:
             folder.discard()
+
+
+@contextlib.contextmanager
+def memory_permitting(config: Config):
+    """Turn what is raised where memory does not suffice into an error that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"not enough memory to train on batches of {config.batchsize} images of {config.img_dim} x "
+            f"{config.img_dim} with these networks; start another RUN with a smaller batchsize or narrower networks, "
+            f"or go on with --resume on more devices, or on one with more memory"
+        ) from error
 
 
 def train(

@@ -42,7 +42,7 @@ def start_tensorflow(
     choice: str = "single",
     devices: int | None = None,
     cluster: Cluster | None = None,
-    meet: Callable[[Cluster], None] = lambda cluster: None,
+    meet: Callable[[Cluster, list[str]], None] = lambda cluster, devices: None,
     xla: bool | None = None,
     xla_before: bool | None = None,
 ) -> Machine:
@@ -59,7 +59,8 @@ def start_tensorflow(
     cluster : Cluster, optional
         The workers that train together.
     meet : callable
-        Given the cluster with its addresses, returns when all workers are there. TensorFlow then connects them.
+        Given the cluster with its addresses and the names of this worker's devices, returns when all workers are
+        there. TensorFlow then connects them.
     xla : bool, optional
         Whether training steps are to be compiled by XLA; by default as before.
     xla_before : bool, optional
@@ -84,7 +85,7 @@ def start_tensorflow(
 
         names = _choose_devices(tf, devices)
         if choice in ("auto", "multiworker") and cluster:
-            kind, strategy = "multiworker", _join(tf, cluster, meet)
+            kind, strategy = "multiworker", _join(tf, cluster, lambda found: meet(found, names))
         elif choice == "mirrored" or (choice == "auto" and len(names) > 1):
             kind, strategy = "mirrored", tf.distribute.MirroredStrategy(names)
         else:

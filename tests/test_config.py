@@ -1,5 +1,6 @@
 """The configuration: what is read, what is refused, and in which words."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -85,10 +86,12 @@ def test_anchors_and_merge_keys(tmp_path):
     assert load_config(file, "child").img_dim == 8
 
 
-def test_resolved_configuration_reads_back_equal(tmp_path, tiny_config):
+@pytest.mark.parametrize("name", ["raw", "2e5", "1e3", "0o17", "0x1f", "12", "1_000", "yes", "null", "1:30", "a: b"])
+def test_resolved_configuration_reads_back_equal(tmp_path, tiny_config, name):
+    config = dataclasses.replace(tiny_config, dataname=name)
     file = tmp_path / "resolved.yaml"
-    file.write_text(tiny_config.to_yaml())
-    assert load_config(file, "tiny") == tiny_config
+    file.write_text(config.to_yaml())
+    assert load_config(file, "tiny") == config
 
 
 def test_a_key_of_before_is_left_out_where_it_was_off(tmp_path, tiny_config):

@@ -90,6 +90,9 @@ def test_densities_become_whole_numbers():
     images = np.array([[[0.4, 0.6], [2.5, 3.5]], [[1e9, 0], [7.9, 100]]])
     np.testing.assert_array_equal(whole_numbers(images).ravel(), [0, 1, 2, 4, TOP_VALUE, 0, 8, 100])
     np.testing.assert_array_equal(whole_numbers(images[:1], resolution=0.25).ravel(), [2, 2, 10, 14])
+    np.testing.assert_array_equal(whole_numbers(np.array([0, 200], np.uint8)), [0, 200])
+    bright = np.array([TOP_VALUE - 1, TOP_VALUE + 1])  # what counts as how many particles is the same question
+    np.testing.assert_array_equal(whole_numbers(bright, resolution=1 / 8), [8 * (TOP_VALUE - 1), 8 * TOP_VALUE])
 
 
 def test_resolution_keeps_fractional_densities():

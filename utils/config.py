@@ -98,7 +98,9 @@ class Config:
 
     def to_yaml(self) -> str:
         """The resolved configuration as a file that `load_config` reads back to an equal object."""
-        return yaml.safe_dump({self.tag: self.as_dict()}, sort_keys=False, default_flow_style=None, width=100)
+        return yaml.dump(
+            {self.tag: self.as_dict()}, Dumper=_Dumper, sort_keys=False, default_flow_style=None, width=100
+        )
 
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16", "auto")
@@ -291,7 +293,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "ema_decay", 0 <= c.ema_decay < 1, "at least 0 (off) and below 1, such as 0.999"
 
 
-# -------------------------------------------------------------------------------------------------- YAML reading
+# ------------------------------------------------------------------------------------------ YAML reading, writing
 
 
 class _Loader(yaml.SafeLoader):
@@ -330,6 +332,12 @@ _Loader.yaml_implicit_resolvers = {
 for _tag, (_pattern, _convert) in _NUMBERS.items():
     _Loader.add_implicit_resolver(_tag, re.compile(f"(?:{_pattern})$"), list("-+.0123456789"))
     _Loader.add_constructor(_tag, functools.partial(_construct_number, _convert))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what `_Loader` would take for something else than text."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
 def _parse(text: str, where: str):

@@ -55,13 +55,15 @@ class Crew:
         """Whether this is the worker that writes."""
         return self.rank == 0
 
-    def meet(self, cluster: Cluster, patience: float = PATIENCE) -> None:
+    def meet(self, cluster: Cluster, devices: list[str], patience: float = PATIENCE) -> None:
         """Wait until all workers are there, and make sure that all are about to train the same.
 
         Parameters
         ----------
         cluster : Cluster
             With addresses. The port of the first worker is used, and free again afterwards.
+        devices : list of str
+            This worker's, by name. TensorFlow waits without end where one has more of them than another.
         patience : float
             Seconds to wait.
 
@@ -73,7 +75,7 @@ class Crew:
             If somebody asks to stop meanwhile.
         """
         self.cluster = cluster
-        self.card = json.loads(json.dumps(self.card))
+        self.card = json.loads(json.dumps(self.card | {"devices": devices}))
         if self.is_first:
             self._gather(patience)
             for connection in self._connections.values():

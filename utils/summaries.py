@@ -20,7 +20,7 @@ from utils.statistics import (
 )
 from utils.transforms import transform
 
-TOP_VALUE = 32767  # the largest int16; brighter pixels are counted here
+TOP_VALUE = 32767  # particles per voxel, the largest int16; brighter pixels are counted here
 BRIGHT = 100.0  # pixels above this many particles are called bright
 PEAK_EDGES = np.array([0, 2, 4, 8, 16, 32, 64, 128, np.inf])  # particles per voxel
 MINKOWSKI_THRESHOLDS = np.array([1, 2, 3, 5, 10, 20, 30, 50, 100, 200], dtype=np.float64)  # particles per voxel
@@ -236,7 +236,7 @@ def natural_resolution(images) -> float:
 
 
 def whole_numbers(images, resolution=1.0) -> np.ndarray:
-    """Densities rounded to whole multiples of `resolution`, int32; more than TOP_VALUE become TOP_VALUE.
+    """Densities rounded to whole multiples of `resolution`, int32; densities above TOP_VALUE count as it.
 
     Raises
     ------
@@ -248,9 +248,12 @@ def whole_numbers(images, resolution=1.0) -> np.ndarray:
     images = np.asarray(images)
     if images.min() < 0:
         raise ValueError(f"densities must not be negative, but the smallest is {images.min()}")
+    if images.dtype.kind in "iu":
+        images = images.astype(np.int64)  # the smallest types cannot be compared with TOP_VALUE
+    images = np.minimum(images, TOP_VALUE)
     if images.dtype.kind == "f" or resolution != 1.0:
         images = np.rint(images / resolution)
-    return np.minimum(images, TOP_VALUE).astype(np.int32)
+    return images.astype(np.int32)
 
 
 def _sums(images, power, settings: Settings, bispectrum) -> dict[str, np.ndarray]:
