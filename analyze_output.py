@@ -186,19 +186,27 @@ def similar_pairs(job: Job, generated: Generated, real: Real) -> list[tuple]:
 
 
 def interpolations(generator, seed: int) -> np.ndarray:
-    """Densities (PATHS, STEPS, N, N) along great circles between two latent vectors (White 2016, arXiv:1609.04468)."""
+    """Densities (PATHS, STEPS, N, N) along `latent_paths`."""
     from networks.dcgan import up_to_pre_activation
     from networks.images import density_from_pre_activation
 
-    first, second = np.random.default_rng(seed).normal(size=(2, PATHS, 1, generator.noise_vect_len))
-    norms = np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)
-    angle = np.arccos(np.sum(first * second, axis=-1) / (norms[0] * norms[1]))[..., np.newaxis]  # (PATHS, 1, 1)
-    share = np.linspace(0.0, 1.0, STEPS)[:, np.newaxis]  # (STEPS, 1)
-    z = (np.sin((1.0 - share) * angle) * first + np.sin(share * angle) * second) / np.sin(angle)
+    z = latent_paths(generator.noise_vect_len, seed)
     u = up_to_pre_activation(generator)([z.reshape(PATHS * STEPS, -1).astype(np.float32)], training=False)
     # Not rounded to whole particles: noise would hide how smooth the path is.
     density = density_from_pre_activation(u, generator.datascale).numpy()
     return density.reshape(PATHS, STEPS, *density.shape[1:])
+
+
+def latent_paths(length: int, seed: int) -> np.ndarray:
+    """Ways between two latent vectors each, (PATHS, STEPS, length), on great circles (White 2016, arXiv:1609.04468)."""
+    first, second = np.random.default_rng(seed).normal(size=(2, PATHS, 1, length))
+    norms = np.linalg.norm(first, axis=-1), np.linalg.norm(second, axis=-1)
+    cosine = np.clip(np.sum(first * second, axis=-1) / (norms[0] * norms[1]), -1.0, 1.0)
+    angle = np.arccos(cosine)[..., np.newaxis]  # (PATHS, 1, 1)
+    share = np.linspace(0.0, 1.0, STEPS)[:, np.newaxis]  # (STEPS, 1)
+    straight = np.sin(angle) < 1e-6  # no circle to go along, as with vectors of length 1
+    circle = (np.sin((1.0 - share) * angle) * first + np.sin(share * angle) * second) / np.sin(angle + straight)
+    return np.where(straight, (1.0 - share) * first + share * second, circle)
 
 
 def check_arguments(arguments, jobs: list[Job]) -> None:
@@ -219,6 +227,8 @@ def check_arguments(arguments, jobs: list[Job]) -> None:
         raise UserError(f"--save-samples {path}: one file holds the slices of one run; give one RUN")
     if path.suffix != ".h5":
         raise UserError(f"--save-samples {path}: the name has to end in .h5, for an HDF5 file is written")
+    if path.is_dir():
+        raise UserError(f"--save-samples {path} is a folder; give the name of a file in it")
     if not path.parent.is_dir():
         raise UserError(f"--save-samples {path}: the folder {path.parent} does not exist; make it first")
     check_writable(path.parent)

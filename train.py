@@ -172,7 +172,7 @@ def train(
     batches = open_stream(plan, training, gan.step, crew)
     bar = tqdm(total=plan.total_steps, initial=gan.step, desc="train", unit="step", disable=None, dynamic_ncols=True)
     profile = StepProfile(folder.profile, first_step) if arguments.profile else None
-    with batches, bar:
+    with batches, bar, profile or contextlib.nullcontext():
         for densities in batches:
             with watch.measure("compiling") if gan.next_step_compiles else contextlib.nullcontext():
                 losses = gan.train_on_densities(densities)
@@ -205,9 +205,6 @@ def train(
             if stopping and not due.end:
                 raise Stopped(f"stopped by {stopping} after step {step}, everything is saved; go on with: {again()}")
 
-    if profile:
-        profile.close(gan.step)
-
     shares = watch.shares() | {"waiting for data": batches.waited / watch.total}
     log.info("time: %s in all; of it %s", duration(watch.total), ", ".join(f"{k} {v:.1%}" for k, v in shares.items()))
     log.info("DONE; score the result with: python analyze_output.py %s %s", config.tag, arguments.run)
@@ -237,8 +234,10 @@ def begin_records(plan: RunPlan, folder: RunFolder) -> Checkpoint | None:
         log.warning("%s, which was among the best, is lost; it comes back when a better one is found", name)
     for key, (old, new) in changes.items():
         log.warning("%s was %s, is %s from here on", key, old, new)
-    if "Nepochs" in changes and (config.lr_schedule != "constant" or config.r1_growth != 1):
-        log.warning("lr_schedule and r1_growth count the part of the run that is done: that is another one now")
+    if "Nepochs" in changes and (config.lr_schedule != "constant" or config.r1_growth != 1 or config.match_histogram):
+        log.warning(
+            "lr_schedule, r1_growth and match_histogram go by the part of the run that is done: another one now"
+        )
     return checkpoint
 
 
@@ -272,7 +271,7 @@ def set_up(
     log.debug("record\n%s", json.dumps(record, indent=2))
     gan = build_gan(plan, training, machine)
     monitor = Monitor(plan.config, validation, training.mean, folder)
-    set_weights(gan, monitor, checkpoint, arguments.init_from)
+    set_weights(gan, monitor, folder, checkpoint, arguments.init_from)
     folder.write_config(plan.config)
     folder.write_record(record)
     if not checkpoint:
@@ -281,13 +280,19 @@ def set_up(
     return gan, monitor
 
 
-def set_weights(gan, monitor, checkpoint: Checkpoint | None, init_from: str | None) -> None:
+def set_weights(gan, monitor, folder: RunFolder, checkpoint: Checkpoint | None, init_from: str | None) -> None:
     """Go on from a state, or begin with another run's weights, or with those that the networks were made with."""
     for network in filter(None, (gan.generator, gan.discriminator, gan.critic)):
         network.summary(print_fn=log.debug, line_length=100)
         log.info("%s: %s weights", network.name, f"{network.count_params():,}")
     if checkpoint:
-        gan.load_state(checkpoint.arrays, checkpoint.meta["step"])
+        try:
+            gan.load_state(checkpoint.arrays, checkpoint.meta["step"])
+        except ValueError as error:
+            raise UserError(
+                f"{checkpoint.path} is of another version of this program ({error}); check out the commit that "
+                f"{folder.record} names, or start another RUN, with --init-from {folder.path}"
+            ) from error
         checkpoint.arrays.clear()
         monitor.best |= checkpoint.meta["best"]
         log.info("resumed at step %d from %s", gan.step, checkpoint.path)

@@ -272,8 +272,9 @@ class GAN:
             If names or shapes are not those of this GAN.
         """
         variables = self.state()
-        if variables.keys() != arrays.keys():
-            raise ValueError(f"the state has other variables: {sorted(variables.keys() ^ arrays.keys())}")
+        shapes, own = ({name: tuple(of.shape) for name, of in each.items()} for each in (arrays, variables))
+        if differ := sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name)):
+            raise ValueError(f"other variables, or of other shapes: {', '.join(differ)}")
         for name, variable in variables.items():
             variable.assign(arrays[name])
         self.step = step

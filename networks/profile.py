@@ -13,7 +13,7 @@ _ROWS = 12
 
 
 class StepProfile:
-    """Profiles some steps soon after the beginning; call `after_step` after every step.
+    """Profiles some steps soon after the beginning; a context manager, told of every step by `after_step`.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class StepProfile:
     def __init__(self, folder: str | Path, first_step: int):
         self._folder = Path(folder)
         self._begin, self._end = first_step + STEPS_BEFORE, first_step + STEPS_BEFORE + STEPS
-        self._running = False
+        self._running = self._done = False
 
     def after_step(self, step: int, losses: dict[str, tf.Tensor]) -> None:
         """Begin or end the trace where it is due; at its end the table goes to the log."""
@@ -38,17 +38,20 @@ class StepProfile:
             tf.profiler.experimental.start(str(self._folder))
             self._running = True
             return
-        self._running = False
+        self._running, self._done = False, True
         tf.profiler.experimental.stop()
         for line in time_table(self._folder):
             log.info("%s", line)
         log.info("trace for TensorBoard with tensorboard-plugin-profile: %s", self._folder)
 
-    def close(self, step: int) -> None:
-        """Say so if training has ended, after that step, before there was a profile."""
+    def __enter__(self) -> "StepProfile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Say so if training has ended, however it did, before there was a profile."""
         if self._running:
             tf.profiler.experimental.stop()
-        if step < self._end:
+        if not self._done:
             log.warning("--profile needs %d steps, training has ended before: no profile", STEPS_BEFORE + STEPS)
 
 
@@ -70,6 +73,8 @@ def time_table(folder: Path) -> list[str]:
                 if on_gpu or (path and not path.endswith(":") and kind.isidentifier()):
                     time[kind] += event.duration_ps / 1e9 / STEPS
                     calls[kind] += 1
+    if not time:
+        return ["the profile has no operations: the profiler of this machine does not see them"]
     lines = [f"where a step goes, mean of {STEPS} steps; operations at the same time are counted side by side"]
     lines.append(f"{'operation':40}{'calls':>8}{'ms':>10}{'share':>8}")
     for kind, milliseconds in time.most_common(_ROWS):

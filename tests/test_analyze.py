@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+import analyze_output
 from networks.dcgan import load_generator
 from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_config
 
@@ -124,9 +125,11 @@ def test_several_runs_with_other_weights_and_split_are_ranked(trained):
         (["tiny", "7", "--num-samples", "0"], ["--num-samples 0"]),
         (["tiny", "7", "--save-samples", "nowhere/x.h5"], ["nowhere", "does not exist"]),
         (["tiny", "7", "--save-samples", "x.txt"], ["x.txt", ".h5"]),
+        (["tiny", "7", "--save-samples", "folder.h5"], ["folder.h5", "is a folder"]),
     ],
 )
 def test_refused(trained, arguments, words):
+    (trained / "folder.h5").mkdir(exist_ok=True)
     assert_refused(run_script("analyze_output.py", *arguments, cwd=trained), *words)
 
 
@@ -159,6 +162,18 @@ def test_samples_that_do_not_fit_on_the_disk(trained):
     )
     assert_refused(process, "many.h5", "File too large")
     assert not list(trained.glob("*many.h5"))
+
+
+@pytest.mark.parametrize("length", [1, 2, 64])
+def test_latent_paths_keep_to_their_ends_and_to_the_sphere(length):
+    paths = analyze_output.latent_paths(length, 3)
+    ends = np.random.default_rng(3).normal(size=(2, len(paths), length))
+    np.testing.assert_allclose(paths[:, 0], ends[0], atol=1e-12)
+    np.testing.assert_allclose(paths[:, -1], ends[1], atol=1e-12)
+    assert np.isfinite(paths).all()
+    if length == 64:
+        norms = np.linalg.norm(paths, axis=-1)
+        assert norms.min() > 0.9 * norms[:, [0, -1]].min()  # a straight way would lose three tenths
 
 
 def test_help_explains():

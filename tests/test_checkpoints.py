@@ -58,6 +58,31 @@ def test_damage_is_noticed(tmp_path, damage):
         newest_checkpoint(tmp_path)
 
 
+def test_a_flipped_bit_is_harmless_or_told(tmp_path):
+    path = save_checkpoint(tmp_path, 2, ARRAYS, {}, keep=2)
+    whole, told = path.read_bytes(), 0
+    for place in range(len(whole)):
+        content = bytearray(whole)
+        content[place] ^= 1 << place % 8
+        path.write_bytes(content)
+        try:
+            loaded = load_checkpoint(path)
+        except ValueError:
+            told += 1
+        else:
+            assert all(np.array_equal(loaded.arrays[name], array) for name, array in ARRAYS.items())
+    assert told > len(whole) / 2
+
+
+def test_an_array_that_looks_enormous_is_damaged(tmp_path):
+    path = save_checkpoint(tmp_path, 2, {"long": np.zeros((1, 1, 1, 1, 1, 1, 1000))}, {}, keep=2)
+    content = path.read_bytes()
+    assert content.count(b"(1, 1, 1, 1, 1, 1, 1000)") == 1
+    path.write_bytes(content.replace(b"(1, 1, 1, 1, 1, 1, 1000)", b"(99999999999, 1, 1000  )"))
+    with pytest.raises(ValueError, match="damaged"):
+        load_checkpoint(path)
+
+
 def test_pickles_are_never_loaded(tmp_path):
     np.savez(checkpoint_path(tmp_path, 1), meta=np.array([{"step": 1}], dtype=object))
     with pytest.raises(ValueError, match="damaged or no checkpoint"):

@@ -9,7 +9,7 @@ import pytest
 from tests.log_normal import slices
 from utils.cli import UserError
 from utils.config import Config
-from utils.monitor import Monitor, best_weights
+from utils.monitor import Monitor, best_scores
 from utils.runs import RunFolder
 from utils.slices import open_slices
 
@@ -39,9 +39,9 @@ def checkpoints(monitor, *sets):
 
 
 def test_names_of_best_weights(tiny_config):
-    assert best_weights(tiny_config) == {"chisq": "best", "chisq_pspect": "best_pspect"}
+    assert best_scores(tiny_config) == {"chisq": "best", "chisq_pspect": "best_pspect"}
     config = dataclasses.replace(tiny_config, best_metric="figure_of_merit")
-    assert best_weights(config) == {"figure_of_merit": "best", "chisq_pspect": "best_pspect"}
+    assert best_scores(config) == {"figure_of_merit": "best", "chisq_pspect": "best_pspect"}
     with pytest.raises(UserError, match=r"best_metric.*chisq or figure_of_merit"):
         dataclasses.replace(tiny_config, best_metric="ks")
 

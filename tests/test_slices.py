@@ -287,6 +287,35 @@ def test_npy_pixels_must_be_densities(tmp_path, value):
     assert "slice 17 " in message
 
 
+@pytest.mark.parametrize("storage", [{}, {"chunks": (4, DIM, DIM)}])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -0.5])
+def test_h5_pixels_must_be_densities(tmp_path, storage, value):
+    slices = some_slices(dtype=np.float32)
+    slices[17, 3, 4] = value
+    write_pair(tmp_path, slices, storage=storage)
+    with open_slices("raw", "train", DIM, folder=tmp_path) as opened:
+        assert len(opened.read([16, 18])) == 2
+        with pytest.raises(UserError, match=r"raw_train.h5: slice 17 .* must be densities"):
+            opened.read([16, 17])
+
+
+@pytest.mark.parametrize("storage", [{}, {"chunks": (4, DIM, DIM), "compression": "gzip"}])
+def test_a_flipped_bit_is_harmless_or_told(tmp_path, storage):
+    write_pair(tmp_path, some_slices(dtype=np.float32), storage=storage)
+    path, rng, told = tmp_path / "raw_train.h5", np.random.default_rng(0), 0
+    whole = path.read_bytes()
+    for _ in range(200):
+        content = bytearray(whole)
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+        try:
+            with open_slices("raw", "train", DIM, folder=tmp_path) as opened:
+                opened.read(np.arange(len(opened)))
+        except UserError:
+            told += 1
+    assert told > 10
+
+
 class _Trap:
     """Leaves a trace where it is unpickled."""
 

@@ -7,6 +7,7 @@ here, later ones do not belong to it.
 import json
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -20,6 +21,11 @@ from utils.files import atomic_path, keep_copy
 
 FORMAT_VERSION = 1
 _META = "meta"
+# What reading a damaged file raises: a flipped bit can make an archive look encrypted, compressed, or of another kind.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, EOFError, OSError),
+    *(LookupError, ValueError, NotImplementedError, RuntimeError),
+)
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ def save_checkpoint(
             load_checkpoint(temporary)
         except ValueError as error:
             raise UserError(f"checkpoint {path} does not read back as written: {error}; is the disk failing?") from None
-    # Later ones than this are damaged ones that were passed over: they do not count.
+    # What is later is not of this course, and does not count.
     for old in [saved for saved in saved_steps(folder) if saved <= step][:-keep]:
         checkpoint_path(folder, old).unlink(missing_ok=True)
     kept = {checkpoint_path(folder, saved).stem for saved in saved_steps(folder)}
@@ -157,9 +163,14 @@ def load_checkpoint(path: str | os.PathLike) -> Checkpoint:
         meta = json.loads(arrays.pop(_META).tobytes())
         version = meta["format_version"]
         whole = {name: _fingerprint(array) for name, array in arrays.items()} == meta.pop("manifest")
-    # NotImplementedError and RuntimeError: a flipped bit can make a zip archive look encrypted or of another kind.
-    except (zipfile.BadZipFile, EOFError, OSError, LookupError, ValueError, NotImplementedError, RuntimeError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged or no checkpoint: {error}") from error
+    except MemoryError as error:
+        # A flipped bit can also make an array look enormous; whoever is really out of memory has a sound file.
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is None:
+                raise
+        raise ValueError(f"{path} is damaged: {error}") from error
     if version > FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, newer than {FORMAT_VERSION}: update this program")
     if not whole:

@@ -12,6 +12,8 @@ from utils.cli import UserError
 
 # What an HDF5 file holds besides the data, generously [bytes].
 HDF5_OVERHEAD = 200_000
+# What h5py raises where a file is damaged, depending on where.
+HDF5_DAMAGE = (OSError, ValueError, LookupError, RuntimeError)
 _PARTIAL = ".partial"
 # Nobody writes one file for a day: what is older was left behind by a process that was killed [s].
 _LEFT_BEHIND = 86400

@@ -21,7 +21,7 @@ _GRID = 16  # slices in the picture of samples
 BUDGET = 0.05  # of the training time
 
 
-def best_weights(config: Config) -> dict[str, str]:
+def best_scores(config: Config) -> dict[str, str]:
     """Scores that a training run is judged by, and the names under which the best weights are kept."""
     return {config.best_metric: "best", "chisq_pspect": "best_pspect"}
 
@@ -32,7 +32,7 @@ class Evaluation:
 
     scores: dict[str, float]
     improved: list[str]
-    """Names of the best weights that these now are: values of `best_weights`."""
+    """Names of the best weights that these now are: values of `best_scores`."""
 
 
 class Monitor:
@@ -49,13 +49,13 @@ class Monitor:
     Attributes
     ----------
     best : dict of str to float
-        The best value so far of each score in `best_weights`.
+        The best value so far of each score in `best_scores`.
     """
 
     def __init__(self, config: Config, validation: SliceSet, mean: float, run: RunFolder):
         self.config = config
         self.run = run
-        self._names = best_weights(config)
+        self._names = best_scores(config)
         self.best = dict.fromkeys(self._names, math.inf)
         self.events = EventLog(run.events)
         self._mean = mean
@@ -144,7 +144,7 @@ class Monitor:
         )
 
     def _pictures(self, generated: np.ndarray, summary: Summary) -> dict[str, np.ndarray]:
-        """The three pictures under the old suite's names, (H, W, 3 or 4) uint8."""
+        """The three pictures under the old suite's names, (H, W, 3) uint8."""
         figures = {
             "genimg": plots.sample_grid(
                 generated[:_GRID], self.config.cscale, self.config.datascale, self._pixel_size, real=self._real_images

@@ -28,7 +28,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from utils.files import clear_left_behind, partial_path, publish
+from utils.files import HDF5_DAMAGE, clear_left_behind, partial_path, publish
 from utils.slice_plan import Cut, cut_images, planes_to_read
 from utils.slice_writer import SliceWriter
 from utils.universes import DamagedUniverse, Universe, read_planes
@@ -159,7 +159,7 @@ def read_shard(path: Path) -> Shard | None:
                 digest_offset=digest.id.get_offset(),
                 **{name: int(attributes[name]) for name in _STATE},
             )
-    except (OSError, KeyError):
+    except HDF5_DAMAGE:
         return None
 
 

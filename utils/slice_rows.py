@@ -1,9 +1,10 @@
 """Reading single slices from disk, however they lie there: in one file, in many, or in chunks."""
 
+import contextlib
 import functools
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import h5py
 import numpy as np
 
 from utils.cli import UserError
+from utils.files import HDF5_DAMAGE
 
 HOW_TO_MAKE = "make them with data/simulate_universes.py (or download universes) and then data/slice_universes.py"
 # Shards kept open at the same time: at most so many, and at most this share of the files that a process may open.
@@ -18,11 +20,12 @@ _MOST_OPEN = 1024
 _SHARE_OF_DESCRIPTORS = 1 / 4
 
 
-def open_h5(path: Path) -> h5py.File:
-    """Open an HDF5 file for reading; a `UserError` says what is wrong with it."""
+@contextlib.contextmanager
+def telling_damage(path: Path) -> Iterator[None]:
+    """Turn what h5py raises where a file is no HDF5 file, or damaged, into a `UserError` that names it."""
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        yield
+    except HDF5_DAMAGE as error:
         raise UserError(f"{path} cannot be read, it is no HDF5 file or damaged: {error}; {HOW_TO_MAKE}") from error
 
 
@@ -53,8 +56,10 @@ class DatasetRows:
     """Slices that HDF5 has to find, in chunks; one by one, since h5py's fancy indexing is many times slower."""
 
     def __init__(self, path: Path):
-        self._file = open_h5(path)
-        self._slices = self._file["slices"]
+        self._path = path
+        with telling_damage(path):
+            self._file = h5py.File(path, "r")
+            self._slices = self._file["slices"]
         for source in self._slices.virtual_sources() if self._slices.is_virtual else ():
             # HDF5 itself takes what is missing for slices full of zeros.
             if source.file_name != "." and not (path.parent / source.file_name.replace("%%", "%")).exists():
@@ -63,8 +68,9 @@ class DatasetRows:
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Slices of these rows, (len(indices), dim, dim)."""
         images = np.empty((len(indices), *self._slices.shape[1:]), self._slices.dtype.newbyteorder("="))
-        for index, image in zip(indices.tolist(), images, strict=True):
-            self._slices.read_direct(image, source_sel=np.s_[index])
+        with telling_damage(self._path):
+            for index, image in zip(indices.tolist(), images, strict=True):
+                self._slices.read_direct(image, source_sel=np.s_[index])
         return images
 
     def close(self) -> None:

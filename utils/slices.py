@@ -39,7 +39,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.cli import UserError
-from utils.slice_rows import HOW_TO_MAKE, BlockRows, DatasetRows, ShardRows, ShardTable, open_h5
+from utils.slice_rows import HOW_TO_MAKE, BlockRows, DatasetRows, ShardRows, ShardTable, telling_damage
 
 SPLITS = ("train", "val", "test")
 FORMAT_VERSION = 1
@@ -98,11 +98,16 @@ class SliceSet:
         ------
         IndexError
             When a row number lies outside 0 … number − 1.
+        UserError
+            When pixels are negative or not finite, or the file turns out to be damaged.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and not 0 <= indices.min() <= indices.max() < self.number:
             raise IndexError(f"rows {indices.min()} to {indices.max()} asked of {self.path} with {self.number} slices")
-        return self._rows.read(indices)
+        images = self._rows.read(indices)
+        if images.size:
+            _range(self.path, indices, images)
+        return images
 
     def rows_spread(self, number: int) -> np.ndarray:
         """Choose `number` different rows, evenly spread over the file and so over its universes; all if fewer exist.
@@ -178,7 +183,7 @@ def _suffix(dataname: str, folder: str | os.PathLike) -> str | None:
 
 
 def _open_h5(path: Path, img_dim: int) -> SliceSet:
-    with open_h5(path) as file:
+    with telling_damage(path), h5py.File(path) as file:
         if (version := _number(file, "format_version")) > FORMAT_VERSION:
             raise UserError(f"{path} has format version {version:g}, newer than {FORMAT_VERSION}: update this program")
         slices = file.get("slices")
@@ -232,7 +237,7 @@ def _number(file: h5py.File, name: str) -> float:
 
 def _check_same_slicing(path: Path, train: Path) -> None:
     """A file left over from an earlier slicing may hold universes that this training set holds too."""
-    with open_h5(path) as file, open_h5(train) as other:
+    with telling_damage(path), h5py.File(path) as file, telling_damage(train), h5py.File(train) as other:
         if file.attrs.get("slicing") != other.attrs.get("slicing"):
             raise UserError(f"{path} and {train} come from different slicings and may share universes: slice again")
 
@@ -275,14 +280,21 @@ def _scan(path: Path, rows: BlockRows, number: int) -> tuple[float, float, float
     minimum, maximum, total, pixels = np.inf, -np.inf, 0.0, 0
     with tqdm(total=number, desc=f"reading through {path.name}", unit="slice", disable=None) as progress:
         for start in range(0, number, step):
-            images = rows.read(np.arange(start, min(start + step, number)))
-            low, high = images.min(), images.max()
-            if not (low >= 0 and np.isfinite(high)):
-                good = (np.isfinite(images) & (images >= 0)).all(axis=(1, 2))
-                row = start + int(np.argmin(good))
-                raise UserError(f"{path}: slice {row} has negative or not finite pixels, they must be densities")
-            minimum, maximum = min(minimum, float(low)), max(maximum, float(high))
+            indices = np.arange(start, min(start + step, number))
+            images = rows.read(indices)
+            low, high = _range(path, indices, images)
+            minimum, maximum = min(minimum, low), max(maximum, high)
             total += float(images.sum(dtype=np.float64))
             pixels += images.size
             progress.update(len(images))
     return minimum, maximum, total / pixels
+
+
+def _range(path: Path, rows: np.ndarray, images: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest pixel of some rows, which must be densities."""
+    low, high = images.min(), images.max()
+    if not (low >= 0 and np.isfinite(high)):
+        good = (np.isfinite(images) & (images >= 0)).all(axis=(1, 2))
+        row = rows[np.argmin(good)]
+        raise UserError(f"{path}: slice {row} has negative or not finite pixels, they must be densities")
+    return float(low), float(high)

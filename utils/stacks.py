@@ -55,6 +55,7 @@ def mean_of(images: np.ndarray) -> float:
 
 
 def checked_edges(edges) -> np.ndarray:
+    """Edges of bins as a (nbins + 1,) float64 array; `ValueError` where they are not strictly increasing."""
     edges = np.asarray(edges, dtype=np.float64)
     if edges.ndim != 1 or len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"edges must be at least two strictly increasing numbers, not {edges}")
@@ -62,6 +63,7 @@ def checked_edges(edges) -> np.ndarray:
 
 
 def positive(what: str, value) -> float:
+    """A number as a float; `ValueError`, naming what it is, where it is not positive and finite."""
     value = float(value)
     if not 0.0 < value < np.inf:
         raise ValueError(f"{what} must be positive and finite, not {value}")

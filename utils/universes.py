@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from utils.cli import UserError
+from utils.files import HDF5_DAMAGE
 
 PARAMETERS = ("Omega_m", "sigma_8", "N_spec", "H_0")
 LARGEST_COUNT = np.iinfo(np.int16).max
@@ -87,7 +88,7 @@ def read_header(path: Path, name: str) -> Universe:
     """Read what a universe file says about itself, no pixels; `DamagedUniverse` says what is wrong with it."""
     try:
         return _read_header(path, name)
-    except (OSError, ValueError, LookupError, RuntimeError) as error:
+    except HDF5_DAMAGE as error:
         raise DamagedUniverse(f"{path}: its header is damaged: {error}") from error
 
 
