@@ -32,6 +32,12 @@ SCORES = {
     "ks": "histogram: Kolmogorov-Smirnov",
     "wasserstein": "histogram: Wasserstein",
 }
+# What is on the vertical axis, where it is not the relative deviation from validation universes.
+UNITS = {
+    "figure_of_merit": "1: as good as other real universes",
+    "ks": "largest difference of the fractions",
+    "wasserstein": "particles per voxel",
+}
 
 
 def read_curve(folder: Path) -> dict[str, np.ndarray]:
@@ -45,6 +51,9 @@ def read_curve(folder: Path) -> dict[str, np.ndarray]:
     seconds = np.array([line["timing"]["seconds"] for line in lines])
     if not lines:
         raise UserError(f"{path}: no TensorBoard checkpoint but the first; train for longer")
+    missing = sorted({name for name in SCORES for line in lines if name not in line})
+    if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}: it is of another version of this program")
     curve = {name: np.array([line[name] for line in lines], float) for name in SCORES}
     return curve | {"minutes": seconds / 60.0}
 
@@ -71,13 +80,12 @@ def draw(old: list[dict], new: list[dict]) -> Figure:
             for number, curve in enumerate(curves):
                 label_once = label if number == 0 else None
                 axes.plot(curve["minutes"], curve[name], color=colour, lw=1.5, marker=".", ms=4, label=label_once)
-        axes.set(xscale="log", yscale="log", title=title, ylabel="relative deviation")
+        axes.set(xscale="log", yscale="log", title=title, ylabel=UNITS.get(name, "relative deviation"))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter="{x:g}", minor_formatter=NullFormatter())
         axes.grid(alpha=0.3, which="both")
     for axes in panels[-1]:
         axes.set_xlabel("minutes of training")
-    panels[0, 0].set_ylabel("1: as good as other real universes")
     panels[0, 0].legend()
     return figure
 
