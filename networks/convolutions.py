@@ -1,17 +1,22 @@
 """Strided convolutions and their transposes, computed in another way where TensorFlow's own is slow on a CPU.
 
-Two of its kernels are: transposed convolutions to a few channels in float32 (the generator's last layer and, in
-float32, the gradient with respect to the discriminator's images), and kernel gradients in bfloat16 on small maps. Both
-are computed here from operations that are fast, exactly up to rounding; everything else is left to TensorFlow. Images
-are channels_last, padding is `same`, and all of it can be differentiated any number of times.
+Three of its kernels are: transposed convolutions to a few channels in float32 (the generator's last layer and, in
+float32, the gradient with respect to the discriminator's images); and kernel gradients on small maps, in bfloat16, and
+in float32 of many channels where the processor has AVX2 alone. They are computed here from operations that are fast,
+exactly up to rounding; everything else is left to TensorFlow. Images are channels_last, padding is `same`, and all of
+it can be differentiated any number of times.
 """
 
 import tensorflow as tf
 
+from networks.device import processor_flags
+
 # Up to that many channels, a convolution of neighbouring pixels and a rearrangement are twice as fast.
 _FEW_CHANNELS = 4
-# Up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast.
+# Up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast in bfloat16; in
+# float32, with AVX2 alone, a convolution is, from that many channels on both sides on.
 _SMALL_SIDE = 8
+_MANY_CHANNELS = 128
 
 
 def convolve(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
@@ -94,8 +99,11 @@ def transposed_by_neighbours(images: tf.Tensor, kernel: tf.Tensor, stride: int) 
 def _kernel_gradient(images, upstream, kernel, stride):
     """Of the sum of `convolve(images, kernel) * upstream`, with respect to the kernel."""
     side = kernel.shape[0]
-    if _on_cpu() and images.dtype == tf.bfloat16 and upstream.shape[1] <= _SMALL_SIDE:
-        return kernel_gradient_by_products(images, upstream, side, stride)
+    if _on_cpu() and upstream.shape[1] <= _SMALL_SIDE:
+        if images.dtype == tf.bfloat16:
+            return kernel_gradient_by_products(images, upstream, side, stride)
+        if images.dtype == tf.float32 and min(kernel.shape[2:]) >= _MANY_CHANNELS and _has_avx2_alone():
+            return kernel_gradient_by_convolution(images, upstream, side, stride)
     return tf.raw_ops.Conv2DBackpropFilter(
         input=images,
         filter_sizes=kernel.shape,
@@ -140,5 +148,32 @@ def kernel_gradient_by_products(images: tf.Tensor, upstream: tf.Tensor, side: in
     return tf.reshape(products, (side, side, channels, channels_out))
 
 
+def kernel_gradient_by_convolution(images: tf.Tensor, upstream: tf.Tensor, side: int, stride: int) -> tf.Tensor:
+    """The kernel's gradient as a convolution that takes images for channels and channels for images.
+
+    The pixels of `upstream` are the kernel of this convolution, and lie `stride` pixels apart. Parameters and result
+    are those of `kernel_gradient_by_products`.
+    """
+
+    @tf.custom_gradient
+    def forward(images, upstream):
+        def gradients(kernel):
+            return convolve_transposed(upstream, kernel, stride), convolve(images, kernel, stride)
+
+        before = max(side - stride, 0) // 2
+        pads = (before, side - stride - before)
+        # (n, N, N, channels) -> (channels, N', N', n), and (n, M, M, channels out) -> (M, M, n, channels out)
+        exchanged = tf.transpose(tf.pad(images, ((0, 0), pads, pads, (0, 0))), (3, 1, 2, 0))
+        products = tf.nn.conv2d(exchanged, tf.transpose(upstream, (1, 2, 0, 3)), 1, "VALID", dilations=stride)
+        # (channels, side, side, channels out) -> (side, side, channels, channels out)
+        return tf.transpose(products, (1, 2, 0, 3)), gradients
+
+    return forward(images, upstream)
+
+
 def _on_cpu() -> bool:
     return not tf.config.get_visible_devices("GPU")
+
+
+def _has_avx2_alone() -> bool:
+    return "avx2" in processor_flags() and "avx512f" not in processor_flags()

@@ -3,12 +3,14 @@ on several of this machine, or on those of many."""
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.cli import CleanExit, UserError
@@ -108,6 +110,13 @@ def use_onednn() -> None:
     matrix products are twice as fast with it too.
     """
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
+
+@functools.cache
+def processor_flags() -> frozenset[str]:
+    """What Linux says that the processor can do, such as ``avx2``; nothing where there is no Linux to say it."""
+    information = Path("/proc/cpuinfo")
+    return frozenset(information.read_text().split() if information.exists() else ())
 
 
 def is_out_of_memory(error: Exception) -> bool:

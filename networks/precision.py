@@ -3,11 +3,10 @@
 Weights, the images and everything that follows them (losses, logits, statistics, optimisers) are float32 always.
 """
 
-from pathlib import Path
-
 import numpy as np
 import tensorflow as tf
 
+from networks.device import processor_flags
 from networks.distribution import any_worker, local_replicas, send_from_first
 from utils.config import PRECISIONS, Config
 
@@ -21,9 +20,7 @@ def has_bfloat16() -> bool:
     if gpus:
         details = (tf.config.experimental.get_device_details(gpu) for gpu in gpus)
         return all(detail.get("compute_capability", (0, 0)) >= _FIRST_WITH_BFLOAT16 for detail in details)
-    information = Path("/proc/cpuinfo")
-    flags = information.read_text().split() if information.exists() else []
-    return any(flag in flags for flag in ("amx_bf16", "avx512_bf16", "bf16"))
+    return bool(processor_flags() & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
 def choose_precision(precision: str, strategy: tf.distribute.Strategy) -> str:

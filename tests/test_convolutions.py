@@ -5,7 +5,13 @@ import pytest
 import tensorflow as tf
 
 from networks import convolutions
-from networks.convolutions import convolve, convolve_transposed, kernel_gradient_by_products, transposed_by_neighbours
+from networks.convolutions import (
+    convolve,
+    convolve_transposed,
+    kernel_gradient_by_convolution,
+    kernel_gradient_by_products,
+    transposed_by_neighbours,
+)
 
 SIZES = [(5, 2), (3, 2), (4, 2), (2, 2), (5, 3), (3, 3), (7, 4)]
 
@@ -31,8 +37,9 @@ def test_transposed_by_neighbours(rng, side, stride):
     assert_equal(transposed_by_neighbours(images, kernel, stride), expected)
 
 
+@pytest.mark.parametrize("compute", [kernel_gradient_by_products, kernel_gradient_by_convolution])
 @pytest.mark.parametrize(("side", "stride"), [*SIZES, (5, 1)])
-def test_kernel_gradient_by_products(rng, side, stride):
+def test_kernel_gradient(rng, compute, side, stride):
     images, upstream = normal(rng, 3, 4 * stride, 4 * stride, 2), normal(rng, 3, 4, 4, 5)
     expected = tf.raw_ops.Conv2DBackpropFilter(
         input=images,
@@ -41,7 +48,7 @@ def test_kernel_gradient_by_products(rng, side, stride):
         strides=(1, stride, stride, 1),
         padding="SAME",
     )
-    assert_equal(kernel_gradient_by_products(images, upstream, side, stride), expected)
+    assert_equal(compute(images, upstream, side, stride), expected)
 
 
 def plain_convolve(images, kernel, stride):
@@ -53,12 +60,14 @@ def plain_transposed(images, kernel, stride):
     return tf.nn.conv2d_transpose(images, kernel, (n, rows * stride, columns * stride, kernel.shape[2]), stride, "SAME")
 
 
-@pytest.mark.parametrize("few", [True, False])
+@pytest.mark.parametrize(
+    "ways", [{}, {"_FEW_CHANNELS": 0}, {"_MANY_CHANNELS": 0, "_has_avx2_alone": lambda: True}], ids=" ".join
+)
 @pytest.mark.parametrize(("ours", "plain"), [(convolve, plain_convolve), (convolve_transposed, plain_transposed)])
-def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, few):
+def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, ways):
     """A gradient penalty differentiates the gradient with respect to the images once more, as here."""
-    if not few:
-        monkeypatch.setattr(convolutions, "_FEW_CHANNELS", 0)
+    for name, value in ways.items():
+        monkeypatch.setattr(convolutions, name, value)
     images = normal(rng, 2, 8, 8, 2)
     kernel = normal(rng, 5, 5, 2, 2)
 
@@ -67,11 +76,11 @@ def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, few):
         with tf.GradientTape() as outer:
             outer.watch((images, kernel))
             with tf.GradientTape() as inner:
-                inner.watch(images)
+                inner.watch((images, kernel))
                 value = tf.reduce_sum(tf.sin(convolution(images, kernel, 2)))
-            gradient = inner.gradient(value, images)
-            penalty = tf.reduce_sum(tf.square(gradient)) + value
-        return gradient, *outer.gradient(penalty, (images, kernel))
+            gradients = inner.gradient(value, (images, kernel))
+            penalty = sum(tf.reduce_sum(tf.square(gradient)) for gradient in gradients) + value
+        return *gradients, *outer.gradient(penalty, (images, kernel))
 
     for one, other in zip(derivatives(ours), derivatives(plain), strict=True):
         assert_equal(one, other)
