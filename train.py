@@ -290,8 +290,8 @@ def set_weights(gan, monitor, folder: RunFolder, checkpoint: Checkpoint | None, 
             gan.load_state(checkpoint.arrays, checkpoint.meta["step"])
         except ValueError as error:
             raise UserError(
-                f"{checkpoint.path} is of another version of this program ({error}); check out the commit that "
-                f"{folder.record} names, or start another RUN, with --init-from {folder.path}"
+                f"{checkpoint.path} is of another version of this program ({error}); go on with that version (see "
+                f"{folder.record}), or start another RUN, with --init-from if {folder.models} has its last weights"
             ) from error
         checkpoint.arrays.clear()
         monitor.best |= checkpoint.meta["best"]

@@ -33,7 +33,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.cli import ArgumentParser, UserError, run
-from utils.files import HDF5_OVERHEAD, atomic_path, check_writable, clear_left_behind
+from utils.files import HDF5_DAMAGE, HDF5_OVERHEAD, atomic_path, check_writable, clear_left_behind
 from utils.processes import map_unordered
 
 VERSION = 1  # of physics and random numbers; files of another version are not reused
@@ -315,8 +315,8 @@ def is_complete(universe: Universe, path: Path) -> bool:
         with h5py.File(path) as file:
             same = all(file.attrs[name] == value for name, value in attributes.items())
             same &= all(np.array_equal(file[name], value) for name, value in datasets.items())
-            same &= file["full"].shape == (*(universe.grid,) * 3, len(REDSHIFTS))
-    except (OSError, KeyError) as error:
+            same &= getattr(file["full"], "shape", ()) == (*(universe.grid,) * 3, len(REDSHIFTS))
+    except HDF5_DAMAGE as error:
         raise UserError(f"{path} is no universe of ours ({error}): remove it or choose another --out") from error
     if not same:
         raise UserError(f"{path} has other parameters than this {universe}: remove it or choose another --out")
@@ -374,9 +374,10 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def prepare_folder(folder: Path, grid: int, num: int) -> None:
-    """Make the folder; refuse at once what would fail when the first universe is done."""
+    """Make the folder ready; refuse at once what would fail when the first universe is done."""
     check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    clear_left_behind(folder.iterdir())
     needed, free = num * grid**3 * len(REDSHIFTS) * 2, shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: use a smaller --num")
@@ -400,7 +401,6 @@ def main() -> None:
     if not missing:
         return
     prepare_folder(arguments.out, arguments.grid, len(missing))
-    clear_left_behind(arguments.out.iterdir())
     jobs = min(arguments.jobs, len(missing))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = arguments.threads or max(1, cores // jobs)

@@ -275,7 +275,7 @@ def parse_arguments() -> Job:
     for name in ("img_dim", "stride", "jobs"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, it must be at least 1")
-    if not arguments.out.name:
+    if arguments.out.name in ("", ".."):
         parser.error(
             f"--out {arguments.out} has no name: give what the names of the files begin with, such as data/raw"
         )
@@ -322,9 +322,8 @@ def main() -> None:
     else:
         check_leftovers(job)
         rows = sum(part.images for part in arrange(job, recorded, found, shards)[2])
-    check_room(job, missing, shards, rows)
-
     shards.clear_leftovers()
+    check_room(job, missing, shards, rows)
     sliced = slice_missing(missing, job, shards)
     if missing:
         seconds = time.perf_counter() - start

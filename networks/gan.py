@@ -274,7 +274,7 @@ class GAN:
         variables = self.state()
         shapes, own = ({name: tuple(of.shape) for name, of in each.items()} for each in (arrays, variables))
         if differ := sorted(name for name in shapes.keys() | own.keys() if shapes.get(name) != own.get(name)):
-            raise ValueError(f"other variables, or of other shapes: {', '.join(differ)}")
+            raise ValueError(f"{len(differ)} variables are others, or of other shapes, {differ[0]} for one")
         for name, variable in variables.items():
             variable.assign(arrays[name])
         self.step = step

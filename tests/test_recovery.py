@@ -256,12 +256,12 @@ def test_a_state_of_other_networks_is_refused(tiny_config):
     first, second = (GAN(dataclasses.replace(tiny_config, noise_vect_len=n), total_steps=10) for n in (5, 6))
     arrays = {name: variable.numpy() for name, variable in first.state().items()}
     before = second.generator.get_weights()
-    with pytest.raises(ValueError, match=r"of other shapes: .*generator"):
+    with pytest.raises(ValueError, match=r"\d variables are others, or of other shapes, generator"):
         second.load_state(arrays, 1)
     for weight, old in zip(second.generator.get_weights(), before, strict=True):
         np.testing.assert_array_equal(weight, old)
     del arrays[next(iter(arrays))]
-    with pytest.raises(ValueError, match="other variables"):
+    with pytest.raises(ValueError, match="1 variables are others"):
         first.load_state(arrays, 1)
 
 

@@ -149,8 +149,9 @@ def test_nothing_left_after_skipping_is_an_error(tmp_path):
         (["mixed"], ["a.hdf5", "b.hdf5", "pixel size"]),
         (["in", "--out", "."], ["--out .", "no name"]),
         (["in", "--out", "/"], ["--out /", "no name"]),
-        (["in", "--out", "a_file/raw"], ["a_file is a file"]),
-        (["in", "--out", "taken"], ["taken_shards is a file"]),
+        (["in", "--out", ".."], ["--out ..", "no name"]),
+        (["in", "--out", "a_file/raw"], ["a_file is no folder"]),
+        (["in", "--out", "taken"], ["taken_shards is no folder"]),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, arguments, words):

@@ -161,7 +161,7 @@ class Crew:
         if card != self.card:
             raise UserError(
                 f"{name} is about to train something else than worker 0: {'; '.join(_differences(self.card, card))}; "
-                f"start all workers with the same code, arguments and data"
+                f"start all workers with the same code, arguments and data, on as many devices each"
             )
 
     def _report(self, message: dict, patience: float) -> None:

@@ -13,7 +13,7 @@ from utils.cli import UserError
 # What an HDF5 file holds besides the data, generously [bytes].
 HDF5_OVERHEAD = 200_000
 # What h5py raises where a file is damaged, depending on where.
-HDF5_DAMAGE = (OSError, ValueError, LookupError, RuntimeError)
+HDF5_DAMAGE = (OSError, ValueError, TypeError, LookupError, RuntimeError)
 _PARTIAL = ".partial"
 # Nobody writes one file for a day: what is older was left behind by a process that was killed [s].
 _LEFT_BEHIND = 86400
@@ -68,7 +68,7 @@ def partial_path(path: Path) -> Path:
 def clear_left_behind(paths: Iterable[Path]) -> None:
     """Delete, among these, what processes that were killed a day ago or more have not finished."""
     for path in paths:
-        with contextlib.suppress(FileNotFoundError):  # another process may be clearing, too
+        with contextlib.suppress(OSError):  # another process may be clearing, too; or they are somebody else's
             if path.name.startswith(_PARTIAL) and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
                 path.unlink()
 
@@ -112,10 +112,10 @@ def keep_copy(path: Path, copy: Path) -> None:
 def check_writable(path: Path) -> None:
     """Refuse a folder that could not be made or written, by looking at the nearest one that exists."""
     existing = path
-    while not existing.exists() and existing != existing.parent:
+    while not os.path.lexists(existing) and existing != existing.parent:
         existing = existing.parent
     if not existing.is_dir():
-        raise UserError(f"cannot make the folder {path}: {existing} is a file; move it out of the way")
+        raise UserError(f"cannot make the folder {path}: {existing} is no folder; move it out of the way")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"cannot write into {existing}, where {path} belongs; change its permissions")
 

@@ -12,7 +12,7 @@ import h5py
 from utils.checkpoints import Checkpoint, saved_steps
 from utils.cli import UserError
 from utils.config import DEFAULTS, REMOVED_KEYS, Config, load_config, read_tags
-from utils.files import check_writable, keep_copy, write_text
+from utils.files import HDF5_DAMAGE, check_writable, keep_copy, write_text
 from utils.version import VERSION
 
 # A resumed run may change these and still be the run it was; any other key would make it another experiment.
@@ -190,7 +190,7 @@ def _step_of_weights(path: Path) -> int:
     try:
         with h5py.File(path) as file:
             return int(file.attrs.get("step", -1))
-    except OSError:
+    except HDF5_DAMAGE:
         return -1
 
 
@@ -278,7 +278,7 @@ def check_weights(path: str | Path, config: Config) -> dict:
     try:
         with h5py.File(path) as file:
             stamp = dict(file.attrs)
-    except OSError as error:
+    except HDF5_DAMAGE as error:
         raise UserError(f"weights {path} are damaged or no weights file: {error}") from None
     if "architecture" not in stamp:
         return {}

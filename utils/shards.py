@@ -16,6 +16,7 @@ old ones, and what refers to those stays whole. Layout, with n slices of dim × 
 """
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
@@ -133,8 +134,8 @@ class ShardFolder:
 
     def clear_leftovers(self) -> None:
         """Delete what processes that were killed have not finished."""
-        clear_left_behind(self.root.rglob("*"))
-        clear_left_behind(self.root.parent.glob(f".*.{self._out_name}_*.h5"))
+        clear_left_behind([*self.root.glob("*"), *self.root.glob("*/*")])
+        clear_left_behind(self.root.parent.glob(f".*.{glob.escape(self._out_name)}_*.h5"))
 
 
 def read_shard(path: Path) -> Shard | None:
@@ -159,7 +160,7 @@ def read_shard(path: Path) -> Shard | None:
                 digest_offset=digest.id.get_offset(),
                 **{name: int(attributes[name]) for name in _STATE},
             )
-    except HDF5_DAMAGE:
+    except (*HDF5_DAMAGE, AttributeError):  # the last where a group stands in a dataset's place
         return None
 
 

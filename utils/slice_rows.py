@@ -60,7 +60,8 @@ class DatasetRows:
         with telling_damage(path):
             self._file = h5py.File(path, "r")
             self._slices = self._file["slices"]
-        for source in self._slices.virtual_sources() if self._slices.is_virtual else ():
+            sources = self._slices.virtual_sources() if self._slices.is_virtual else ()
+        for source in sources:
             # HDF5 itself takes what is missing for slices full of zeros.
             if source.file_name != "." and not (path.parent / source.file_name.replace("%%", "%")).exists():
                 raise UserError(f"{path} refers to {source.file_name}, which is not there: move both together")

@@ -237,9 +237,12 @@ def _number(file: h5py.File, name: str) -> float:
 
 def _check_same_slicing(path: Path, train: Path) -> None:
     """A file left over from an earlier slicing may hold universes that this training set holds too."""
-    with telling_damage(path), h5py.File(path) as file, telling_damage(train), h5py.File(train) as other:
-        if file.attrs.get("slicing") != other.attrs.get("slicing"):
-            raise UserError(f"{path} and {train} come from different slicings and may share universes: slice again")
+    slicings = set()
+    for each in (path, train):
+        with telling_damage(each), h5py.File(each) as file:
+            slicings.add(file.attrs.get("slicing"))
+    if len(slicings) > 1:
+        raise UserError(f"{path} and {train} come from different slicings and may share universes: slice again")
 
 
 def _open_npy(path: Path, img_dim: int) -> SliceSet:
