@@ -237,7 +237,7 @@ def test_float_slices_are_no_counts(workplace, key):
 
 def test_expts_that_cannot_be_written(workplace):
     (workplace / "expts").write_text("in the way")
-    assert_refused(train(workplace, 0), "expts is a file")
+    assert_refused(train(workplace, 0), "expts is no folder")
 
 
 def test_expts_without_permission(tmp_path, monkeypatch):
