@@ -20,7 +20,7 @@ from networks.gan import GAN
 from tests.conftest import ROOT, assert_refused, run_script, write_config
 from tests.killing import MOMENTS, kill
 from tests.run_files import assert_same_run, events, metrics
-from utils.checkpoints import checkpoint_path, saved_steps
+from utils.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint, saved_steps
 from utils.cli import UserError
 from utils.lock import single_writer
 from utils.signals import StopRequest
@@ -263,6 +263,19 @@ def test_a_state_of_other_networks_is_refused(tiny_config):
     del arrays[next(iter(arrays))]
     with pytest.raises(ValueError, match="1 variables are others"):
         first.load_state(arrays, 1)
+
+
+def test_a_state_of_another_version_is_told(workplace):
+    assert run_script("train.py", "tiny", 0, cwd=workplace).returncode == 0
+    folder = workplace / "expts" / "tiny" / "run0" / "checkpoints"
+    path = checkpoint_path(folder, saved_steps(folder)[-1])
+    state = load_checkpoint(path)
+    del state.arrays["generator/000"]
+    save_checkpoint(folder, state.meta["step"], state.arrays, state.meta, keep=2)
+    before = path.read_bytes()
+    process = run_script("train.py", "tiny", 0, "--resume", "--set", "Nepochs=2", cwd=workplace)
+    assert_refused(process, path.name, "another version", "generator/000", "run.json")
+    assert path.read_bytes() == before
 
 
 def test_a_second_interrupt_stops_at_once():
