@@ -14,7 +14,6 @@ import itertools
 import math
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -384,8 +383,6 @@ def prepare_folder(folder: Path, grid: int, num: int) -> None:
 
 
 def main() -> None:
-    # A scheduler's SIGTERM then removes the unfinished files, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     arguments = parse_arguments()
     ranges = np.array([arguments.omega_m, arguments.sigma_8, arguments.n_s, arguments.h])
     missing = []

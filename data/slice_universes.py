@@ -14,7 +14,6 @@ were added, without moving an image from one file to another. Nothing is replace
 import argparse
 import os
 import shutil
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -300,8 +299,6 @@ def parse_arguments() -> Job:
 
 
 def main() -> None:
-    # A scheduler's SIGTERM then removes the unfinished files, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     job, start = parse_arguments(), time.perf_counter()
     shards = ShardFolder(job.out, job.cut)
 

@@ -46,9 +46,11 @@ def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's main function and leave with the exit code that its outcome deserves.
 
     `CleanExit` and its subclasses end in one line on stderr and their own exit code, as do a full disk and a
-    missing permission. Ctrl-C ends quietly. Any other exception is a programming error and keeps its traceback.
+    missing permission. Ctrl-C ends quietly, and so does SIGTERM unless `main` listens to it: unfinished files are
+    deleted first. Any other exception is a programming error and keeps its traceback.
     """
     script = os.path.basename(sys.argv[0])
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         main()
     except CleanExit as end:

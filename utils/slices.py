@@ -238,7 +238,7 @@ def _number(file: h5py.File, name: str) -> float:
 def _check_same_slicing(path: Path, train: Path) -> None:
     """A file left over from an earlier slicing may hold universes that this training set holds too."""
     slicings = set()
-    for each in (path, train):
+    for each in dict.fromkeys((path, train)):
         with telling_damage(each), h5py.File(each) as file:
             slicings.add(file.attrs.get("slicing"))
     if len(slicings) > 1:
