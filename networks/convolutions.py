@@ -14,7 +14,7 @@ from networks.device import processor_flags
 # Up to that many channels, a convolution of neighbouring pixels and a rearrangement are twice as fast.
 _FEW_CHANNELS = 4
 # Up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast in bfloat16; in
-# float32, with AVX2 alone, a convolution is, from that many channels on both sides on.
+# float32, with AVX2 alone, a convolution is 1.2 to 2.1 times as fast, from that many channels on both sides on.
 _SMALL_SIDE = 8
 _MANY_CHANNELS = 128
 
