@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from networks.device import start_tensorflow
@@ -22,18 +21,21 @@ from utils import plots, plots_scorecard
 from utils.cli import ArgumentParser, UserError, run
 from utils.comparison import Generated, Real, compare, read_real, take_generated
 from utils.config import Config
-from utils.files import HDF5_OVERHEAD, atomic_path, check_writable, write_text
+from utils.files import atomic_path, check_writable, clear_left_behind, write_text
 from utils.likeness import Likeness
 from utils.noise import noise_floor, p_values
-from utils.runs import RunFolder, find_weights, load_run_config
+from utils.runs import RunFolder, check_weights, find_weights, load_run_config
 from utils.scorecard import markdown, ranking, scorecard, table
-from utils.similarity import coarse, nearest_neighbours
+from utils.similarity import coarse, nearest_neighbours, oriented
+from utils.slice_writer import SliceWriter
 from utils.slices import has_split, open_slices
+from utils.training_search import TrainingSearch
 from utils.transforms import transform
 from utils.version import VERSION
 
 GRID = 16  # slices in the picture of samples, of each kind
 PATHS, STEPS = 3, 8  # of the picture of interpolations
+SEARCHED = 8192  # training slices that neighbours are looked for in, spread over all universes
 
 
 def parse_arguments():
@@ -83,11 +85,13 @@ class Job:
         self.folder = RunFolder(arguments.tag, number)
         self.config: Config = load_run_config(self.folder.path)
         self.weights = find_weights(self.folder.path, arguments.weights)
+        self.stamp = check_weights(self.weights, self.config)
         dataname = self.config.dataname
         self.split = arguments.split or ("test" if has_split(dataname, "test") else "val")
         for split in (self.split, "train"):
             open_slices(dataname, split, self.config.img_dim).close()
-        self.title = f"{arguments.tag} run {number}, {self.weights.name.removesuffix('.weights.h5')}"
+        of_step = f" of step {self.stamp['step']}" if self.stamp else ""
+        self.title = f"{arguments.tag} run {number}, {self.weights.name.removesuffix('.weights.h5')}{of_step}"
 
 
 def analyse(job: Job, arguments) -> tuple[dict, list]:
@@ -107,12 +111,14 @@ def analyse(job: Job, arguments) -> tuple[dict, list]:
         "tag": arguments.tag,
         "run": folder.path.name.removeprefix("run"),
         "weights": str(job.weights),
+        "step": job.stamp.get("step"),
         "seed": arguments.seed,
         "version": VERSION,
         "match_histogram": config.match_histogram,
     }
     if arguments.save_samples:
-        attributes = provenance | {"pixel_size": settings.pixel_size, "config": config.to_yaml()}
+        attributes = {name: value for name, value in provenance.items() if value is not None}
+        attributes |= {"pixel_size": settings.pixel_size, "config": config.to_yaml()}
         batches = save_while_drawn(batches, arguments.save_samples, arguments.num_samples, config.img_dim, attributes)
     generated = take_generated(batches, arguments.num_samples, real)
 
@@ -120,12 +126,17 @@ def analyse(job: Job, arguments) -> tuple[dict, list]:
     likeness = compare(generated, real)
     p = p_values(generated.summary, real.summary, likeness)
     card = scorecard(generated.summary, real.summary, noise_floor(real.summary, likeness), likeness, p)
-    with open_slices(config.dataname, job.split, config.img_dim) as slices:
-        card["provenance"] = provenance | {"split": job.split, "real_slices": str(slices.path)}
+    card["provenance"] = provenance | {
+        "split": job.split,
+        "real_slices": str(real.path),
+        "redshift": real.redshift,
+        "memorisation": "at all shifts" if real.search.at_all_shifts else "slices as they are",
+    }
     print(f"{job.title}, against the {job.split} set\n{table(card)}")
 
     # 4. Write and plot.
     folder.analysis.mkdir(exist_ok=True)
+    clear_left_behind(folder.analysis.iterdir())
     write_text(folder.analysis / "scorecard.json", json.dumps(card, indent=2) + "\n")
     write_text(folder.analysis / "scorecard.md", markdown(card, job.title))
     figures = draw(job, card, generated, real, likeness, interpolations(generator, arguments.seed))
@@ -141,8 +152,9 @@ def analyse(job: Job, arguments) -> tuple[dict, list]:
 @functools.lru_cache(maxsize=1)
 def real_slices(dataname: str, split: str, img_dim: int, datascale: float, number: int) -> Real:
     """The real side; runs that are compared share it as a rule."""
-    with open_slices(dataname, split, img_dim) as slices, open_slices(dataname, "train", img_dim) as training:
-        return read_real(slices, training, datascale, number)
+    training = open_slices(dataname, "train", img_dim)  # stays open, for the search reads from it
+    with open_slices(dataname, split, img_dim) as slices:
+        return read_real(slices, training.mean, datascale, number, TrainingSearch(training, datascale, SEARCHED))
 
 
 def draw(job: Job, card: dict, generated: Generated, real: Real, likeness: Likeness, paths: np.ndarray) -> dict:
@@ -168,19 +180,23 @@ def draw(job: Job, card: dict, generated: Generated, real: Real, likeness: Liken
 
 
 def similar_pairs(job: Job, generated: Generated, real: Real) -> list[tuple]:
-    """The most similar pair of a generated and a held-back real slice, and of a generated and a training slice."""
-    fields = coarse(transform(generated.images, job.config.datascale))
-    held_back = nearest_neighbours(fields, coarse(transform(real.images, job.config.datascale)))
-    known = nearest_neighbours(fields, real.training)
-    one, other = int(np.argmin(held_back.distance)), int(np.argmin(known.distance))
-    with open_slices(job.config.dataname, "train", job.config.img_dim) as training:
-        copied = training.read(real.training_rows[[known.index[other]]])[0]
-    near = real.images[held_back.index[one]]
+    """The most similar pair of a generated and a held-back real slice, and of a generated slice and the training set.
+
+    Generated slices are turned as they resemble the real ones most.
+    """
+    held_back = nearest_neighbours(
+        *(coarse(transform(images, job.config.datascale)) for images in (generated.images, real.images)),
+        symmetries=True,
+    )
+    one, rows, places = int(np.argmin(held_back.distance)), *generated.known
+    other = int(np.argmin(places.distance))
+    near, copied = real.images[held_back.index[one]], real.search.image(places.row[other], places.shift[other])
     pairs = []
-    for image, real_image, what, distance in (
-        (generated.images[one], near, f"Nearest {job.split} slice", held_back.distance[one]),
-        (generated.images[other], copied, "Nearest training slice", known.distance[other]),
+    for row, orientation, real_image, what, distance in (
+        (one, held_back.orientation[one], near, f"Nearest {job.split} slice", held_back.distance[one]),
+        (rows[other], places.orientation[other], copied, "Nearest in the training set", places.distance[other]),
     ):
+        (image,) = oriented(generated.images[[row]], orientation)
         pairs.append((image, real_image, "Generated", what, f"Distance {distance:.3f}"))
     return pairs
 
@@ -241,14 +257,11 @@ def save_while_drawn(
 
     The dataset is called `slices`, (number, dim, dim), float32, in particles per voxel, as in files of real slices.
     """
-    size = number * dim**2 * np.dtype(np.float32).itemsize + HDF5_OVERHEAD
-    with atomic_path(path, size) as temporary, h5py.File(temporary, "w") as file:
-        slices = file.create_dataset("slices", (number, dim, dim), np.float32)
-        slices.attrs["unit"] = "particles per voxel (the cosmic mean is 1)"
-        file.attrs.update(attributes)
+    slices, unit = {"slices": ((number, dim, dim), np.float32)}, {"unit": "particles per voxel (the cosmic mean is 1)"}
+    with atomic_path(path) as temporary, SliceWriter(temporary, slices, {}, attributes | unit) as writer:
         done = 0
         for images in batches:
-            slices[done : done + len(images)] = images
+            writer.write("slices", done, images)
             done += len(images)
             yield images
 

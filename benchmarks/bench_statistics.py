@@ -14,7 +14,7 @@ import numpy as np
 import scipy.fft
 
 from utils.cli import ArgumentParser, run
-from utils.comparison import Generated, Real, compare
+from utils.comparison import GENERATED_BLOCKS, Generated, Known, Real, compare
 from utils.noise import noise_floor, p_values
 from utils.scorecard import scorecard
 from utils.similarity import coarse, nearest_neighbours
@@ -27,6 +27,7 @@ from utils.statistics import (
     power_spectrum,
 )
 from utils.summaries import MINKOWSKI_THRESHOLDS, PEAK_EDGES, Summary, summarise
+from utils.training_search import Places
 from utils.transforms import transform
 
 A = 4.0
@@ -79,14 +80,21 @@ def summarised(images: np.ndarray, universe=None, block=None) -> Summary:
     return sum(summaries[1:], start=summaries[0])
 
 
+def found_in(training: np.ndarray, images: np.ndarray) -> Known:
+    """The nearest training slice of each, as where slices do not tile planes."""
+    distance, row, orientation = nearest_neighbours(coarse(transform(images, A)), training, symmetries=True)
+    return Known(np.arange(len(images)), Places(distance, row, np.zeros((len(images), 2), np.int64), orientation))
+
+
 def whole_scorecard(generated: np.ndarray, real: np.ndarray, training: np.ndarray) -> dict:
     """All that `analyze_output.py` computes between drawing slices and drawing figures."""
     number = len(real)
     universe = np.arange(number) * UNIVERSES // number
-    block = np.arange(number) * 32 // number
+    block = np.arange(number) * GENERATED_BLOCKS // number
     known = coarse(transform(training, A))
-    real_side = Real(summarised(real, universe, block % 2), real, universe, known, np.arange(number))
-    generated_side = Generated(summarised(generated, block=block), generated)
+    of_real, of_generated = (found_in(known, images) for images in (real, generated))
+    real_side = Real(None, None, summarised(real, universe, block % 2), real, universe, None, of_real)
+    generated_side = Generated(summarised(generated, block=block), generated, of_generated)
     likeness = compare(generated_side, real_side)
     sides = generated_side.summary, real_side.summary
     return scorecard(*sides, noise_floor(sides[1], likeness), likeness, p_values(*sides, likeness))

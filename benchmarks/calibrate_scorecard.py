@@ -22,7 +22,7 @@ from utils.likeness import compare_slices
 from utils.noise import noise_floor
 from utils.scorecard import scorecard
 from utils.scores import FAMILIES
-from utils.similarity import coarse
+from utils.similarity import coarse, nearest_neighbours
 from utils.summaries import Summary, summarise
 from utils.transforms import transform
 
@@ -124,7 +124,9 @@ def split(pool: Pool, each: int, seed: int) -> list[tuple[np.ndarray, np.ndarray
 
 def ratios(images, universe, summary: Summary, real, training: np.ndarray) -> dict[str, float]:
     """The scorecard's ratios, figure of merit and alarms."""
-    likeness = compare_slices(images, *(real[0], A, real[1]), universe, training)
+    fields = coarse(transform(np.concatenate([images, real[0]]), A))
+    distance = nearest_neighbours(fields, training, symmetries=True).distance
+    likeness = compare_slices(images, *(real[0], A, real[1]), universe, distance)
     card = scorecard(summary, real[2], noise_floor(real[2], likeness), likeness)
     found = {name: score["ratio"] for name, score in card["scores"].items()}
     found[MERIT] = card["figure_of_merit"]["value"]

@@ -11,7 +11,7 @@ filaments, and what bright haloes look like.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from networks.device import start_tensorflow
 from utils.cli import ArgumentParser, UserError, run
 from utils.comparison import Real, compare, read_real, take_generated
+from utils.config import Config
 from utils.likeness import Likeness, likeness_scores
 from utils.noise import noise_floor
 from utils.runs import load_run_config
@@ -161,8 +162,7 @@ def judge(batches: Iterator[np.ndarray], number: int, real: Real) -> tuple[dict[
     return found, likeness
 
 
-def main():
-    """Judge all runs and print the table."""
+def parse_arguments() -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tag", help="tag of the runs")
     parser.add_argument("runs", nargs="+", help="numbers of the runs, one per seed")
@@ -181,28 +181,32 @@ def main():
     arguments = parser.parse_args()
     if arguments.num_samples < 1:
         raise UserError(f"--num-samples {arguments.num_samples}: at least 1 slice has to be generated")
-    folders = [Path("expts") / arguments.tag / f"run{number}" for number in arguments.runs]
+    return arguments
+
+
+def load_comparable(folders: Sequence[Path]) -> Config:
+    """The configuration of the first run; the others must have been trained on the same kind of slices."""
     config, *others = map(load_run_config, folders)
     for folder, other in zip(folders[1:], others, strict=True):
         for key in ("dataname", "img_dim", "datascale"):
             if getattr(other, key) != getattr(config, key):
                 raise UserError(f"{folder} has another {key} than {folders[0]}; judge them apart")
-    start_tensorflow()
-    name = getattr(arguments, "real", config.dataname)
-    held_back, known = (open_slices(name, split, config.img_dim) for split in (arguments.split, "train"))
+    return config
+
+
+def read_held_back(name: str, split: str, config: Config) -> Real:
+    """All slices of a split, which must be counts of at least three universes."""
+    held_back, known = (open_slices(name, part, config.img_dim) for part in (split, "train"))
     with held_back as slices, known as training:
-        real = read_real(slices, training, config.datascale, len(slices))
+        real = read_real(slices, training.mean, config.datascale, len(slices))
     if real.summary.groups()[1] != "universes" or real.summary.settings.resolution != 1:
         raise UserError(f"{name}: counts of at least three universes are needed to judge by")
-    number = arguments.num_samples
-    generated = (drawn(folder, arguments.weights, number, arguments.map) for folder in folders)
-    rows, likenesses = zip(*(judge(batches, number, real) for batches in generated), strict=True)
-    with open_slices(config.dataname, "train", config.img_dim) as slices:
-        learned, _ = judge(shuffled(slices, number), min(number, len(slices)), real)
-    floor = floors(real.summary)
-    # Only the real slices' part in a likeness matters to its floor.
-    floor["diversity"] = noise_floor(real.summary, likenesses[0]).mean["diversity"]
-    columns = "".join(f"{name:>9}" for name in arguments.runs)
+    return real
+
+
+def print_scores(runs: Sequence[str], rows: Sequence[dict], learned: dict, floor: dict) -> None:
+    """One line per score that has a target, marked where the median of the runs misses it."""
+    columns = "".join(f"{number:>9}" for number in runs)
     print(f"{'':18}{'target':>9}{'floor':>9}{'training':>9}{'median':>9}  {columns}")
     for name, fixed in TARGETS.items():
         target = fixed if name in FIXED else max(fixed, 2.0 * floor[name])
@@ -211,12 +215,34 @@ def main():
         cells = "".join(f"{value:9.4f}" for value in values)
         mark = " " if median <= target else "!"
         print(f"{name:18}{target:9.4f}{floor[name]:9.4f}{learned[name]:9.4f}{median:9.4f}{mark} {cells}")
+
+
+def print_shapes(rows: Sequence[dict], learned: dict, real: dict) -> None:
+    """One line for each of `shapes`, of generated, training and held-back slices."""
+    for name, value in real.items():
+        values = [row[name] for row in rows]
+        cells = "".join(f"{value:9.4f}" for value in values)
+        print(f"{name:18}{'':18}{learned[name]:9.4f}{np.median(values):9.4f}  {cells}  (real: {value:.4f})")
+
+
+def main():
+    """Judge all runs and print the table."""
+    arguments = parse_arguments()
+    folders = [Path("expts") / arguments.tag / f"run{number}" for number in arguments.runs]
+    config = load_comparable(folders)
+    start_tensorflow()
+    real = read_held_back(getattr(arguments, "real", config.dataname), arguments.split, config)
+    number = arguments.num_samples
+    generated = (drawn(folder, arguments.weights, number, arguments.map) for folder in folders)
+    rows, likenesses = zip(*(judge(batches, number, real) for batches in generated), strict=True)
+    with open_slices(config.dataname, "train", config.img_dim) as slices:
+        learned, _ = judge(shuffled(slices, number), min(number, len(slices)), real)
+    # Only the real slices' part in a likeness matters to its floor.
+    floor = floors(real.summary) | {"diversity": noise_floor(real.summary, likenesses[0]).mean["diversity"]}
+    print_scores(arguments.runs, rows, learned, floor)
     if config.match_histogram and arguments.map:
         print("chi_1, bright fraction and area are fitted to the training set, by match_histogram")
-    for name, value in shapes(means(real.summary, real.summary.counts.shape[1]), real.images).items():
-        cells = "".join(f"{row[name]:9.4f}" for row in rows)
-        median = np.median([row[name] for row in rows])
-        print(f"{name:18}{'':18}{learned[name]:9.4f}{median:9.4f}  {cells}  (real: {value:.4f})")
+    print_shapes(rows, learned, shapes(means(real.summary, real.summary.counts.shape[1]), real.images))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+from utils.similarity import coarse, nearest_neighbours
+from utils.transforms import transform
+
 
 def universe(seed, side=32, strength=1.3):
     """(side, side, side) int16, particles per voxel, mean 3."""
@@ -13,6 +16,12 @@ def universe(seed, side=32, strength=1.3):
     gaussian *= strength / gaussian.std()
     density = np.exp(gaussian)
     return rng.poisson(3.0 * density / density.mean()).astype(np.int16)  # as simulations do, a box keeps its mass
+
+
+def distances(known, *stacks, a=4.0):
+    """How far slices of several sets are from training slices, as these are: in any orientation."""
+    fields = np.concatenate([coarse(transform(stack, a)) for stack in stacks])
+    return nearest_neighbours(fields, coarse(transform(known, a)), symmetries=True).distance
 
 
 def slices(seeds, step=4):

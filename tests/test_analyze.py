@@ -63,7 +63,11 @@ def test_it_writes_figures_scores_and_samples(analysed):
     assert card["provenance"]["weights"].endswith("g_cosmo_best.weights.h5")
     assert re.search(r"score +value +noise floor +ratio", process.stdout)
     assert "figure of merit" in process.stdout
-    assert (analysis / "scorecard.md").read_text().startswith("# tiny run 7, g_cosmo_best\n")
+    assert (
+        (analysis / "scorecard.md")
+        .read_text()
+        .startswith(f"# tiny run 7, g_cosmo_best of step {card['provenance']['step']}\n")
+    )
     assert {"bispectrum", "repetition", "memorisation"} <= card["scores"].keys()
     assert set(card["alarms"]) >= {"copied_fraction", "repeated_fraction", "mode_collapse"}
     assert process.stderr == ""

@@ -3,17 +3,16 @@
 import numpy as np
 import pytest
 
-from tests.log_normal import slices
+from tests.log_normal import distances, slices
 from utils import comparison
 from utils.comparison import compare, read_real, take_generated
 from utils.likeness import likeness_scores
 from utils.noise import noise_floor
 from utils.scorecard import scorecard
 from utils.scores import DEFINITIONS
-from utils.similarity import coarse
 from utils.slices import open_slices
 from utils.summaries import summarise
-from utils.transforms import transform
+from utils.training_search import TrainingSearch
 
 A = 4.0
 
@@ -26,31 +25,32 @@ def folder(tmp_path):
     return tmp_path
 
 
-def opened(folder):
-    return open_slices("raw", "val", 32, folder), open_slices("raw", "train", 32, folder)
+def opened(folder, most=1000):
+    validation, training = (open_slices("raw", split, 32, folder) for split in ("val", "train"))
+    return validation, training, TrainingSearch(training, A, most)
 
 
 def test_real_side_is_what_the_files_hold(folder, monkeypatch):
     monkeypatch.setattr(comparison, "_BATCH", 7)
-    validation, training = opened(folder)
-    real = read_real(validation, training, A, 1000)
+    validation, training, search = opened(folder)
+    real = read_real(validation, training.mean, A, 1000, search)
     images = np.load(folder / "raw_val.npy")[..., 0]
     expected = summarise(images, A, 1.0, training.mean)
     for name in ("slices", "counts", "power", "bispectrum", "minkowski"):
         np.testing.assert_allclose(getattr(real.summary, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
     np.testing.assert_array_equal(real.images, images)
     np.testing.assert_array_equal(real.universe, np.arange(96) * 8 // 96)  # blocks, for want of universes
-    known = coarse(transform(np.load(folder / "raw_train.npy")[..., 0], A))
-    np.testing.assert_array_equal(real.training, known[real.training_rows])
+    np.testing.assert_array_equal(real.known.rows, np.arange(96))
+    expected = distances(np.load(folder / "raw_train.npy")[..., 0], images)
+    np.testing.assert_allclose(real.known.places.distance, expected, rtol=1e-6)
 
 
 def test_memory_is_bounded(folder, monkeypatch):
     monkeypatch.setattr(comparison, "_KEPT_SLICES", 70)
-    monkeypatch.setattr(comparison, "_TRAINING_SLICES", 20)
-    validation, training = opened(folder)
-    real = read_real(validation, training, A, 90)
+    validation, training, search = opened(folder, most=20)
+    real = read_real(validation, training.mean, A, 90, search)
     assert len(real.images) == len(real.universe) == 70
-    assert len(real.training) == len(np.unique(real.training_rows)) == 20
+    assert set(real.known.places.row) <= set(training.rows_spread(20))
     assert real.summary.slices.sum() == 90
     assert len(np.unique(real.universe)) == 8
 
@@ -66,8 +66,8 @@ def test_smaller_slices_are_paired_more_often(pixels, pairs):
 
 
 def test_generated_side_in_batches(folder):
-    validation, training = opened(folder)
-    real = read_real(validation, training, A, 50)
+    validation, training, search = opened(folder)
+    real = read_real(validation, training.mean, A, 50, search)
     images = slices(range(20, 23))[0].astype(np.float32)
     found = take_generated(iter(np.array_split(images, 5)), len(images), real)
     whole = summarise(images, A, 1.0, training.mean)
@@ -81,3 +81,22 @@ def test_generated_side_in_batches(folder):
     assert set(card["scores"]) == set(DEFINITIONS)
     observed = likeness_scores(likeness, likeness.generated, ~likeness.generated)
     assert card["scores"]["memorisation"]["value"] == observed["memorisation"]
+
+
+def test_without_a_search_memorisation_is_unknown(folder):
+    validation, training, _ = opened(folder)
+    real = read_real(validation, training.mean, A, 50)
+    images = slices(range(20, 22))[0].astype(np.float32)
+    likeness = compare(take_generated(iter([images]), len(images), real), real)
+    scores = likeness_scores(likeness, likeness.generated, ~likeness.generated)
+    assert np.isnan(scores["memorisation"])
+    assert np.isfinite(scores["repetition"])
+
+
+@pytest.mark.parametrize(("universes", "blocks"), [(1, 32), (12, 36), (20, 40), (64, 64)])
+def test_generated_groups_are_as_many_as_universes_and_of_one_size(universes, blocks):
+    images = slices([0])[0][:1].astype(np.float32)
+    summary = summarise(np.repeat(images, universes, axis=0), A, universe=np.arange(universes), bispectrum=False)
+    real = comparison.Real(None, None, summary, images, np.zeros(1, int), None, None)
+    found = take_generated(iter([np.repeat(images, 2 * blocks, axis=0)]), 2 * blocks, real).summary
+    np.testing.assert_array_equal(found.slices, np.full(blocks, 2))

@@ -71,6 +71,21 @@ def test_planes_with_a_margin_left_over_are_refused(tmp_path):
         PeriodicCrops(slices)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("universes/grid", np.array([16])), ("corner", np.zeros((3, 2), int)), ("corner", None)]
+)
+def test_damaged_places_are_told(tmp_path, name, value):
+    with sliced(tmp_path) as slices:
+        with h5py.File(slices.path, "r+") as file:
+            del file[name]
+            if value is None:
+                file.create_group(name)
+            else:
+                file[name] = value
+        with pytest.raises(UserError, match=r"raw_train.h5 .* damaged"):
+            PeriodicCrops(slices)
+
+
 def test_old_files_without_places_are_refused_before_anything_is_written(workplace):
     images = np.ones((8, 8, 8, 1), np.int16)
     for split in ("train", "val"):

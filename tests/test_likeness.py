@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from tests.log_normal import slices
+from tests.log_normal import distances, slices
 from utils import likeness as module
 from utils.likeness import alarms, compare_slices, likeness_curve, likeness_range, likeness_scores, mean_similarity
 from utils.noise import noise_floor
@@ -23,11 +23,14 @@ def sets():
 
 @pytest.fixture(scope="module")
 def known(sets):
-    return coarse(transform(sets["train"][0], A))
+    return sets["train"][0]
 
 
 def compare(sets, known, generated, labels=None, **arguments):
-    return compare_slices(generated, *(sets["real"][0], A, sets["real"][1]), labels, known, pairs=200, **arguments)
+    real, of_real = sets["real"]
+    return compare_slices(
+        generated, real, A, of_real, labels, distances(known, generated, real), pairs=200, **arguments
+    )
 
 
 def observed(likeness):
@@ -51,8 +54,7 @@ def test_it_holds_pairs_and_neighbours_of_all_groups(sets, known):
         expected = np.sqrt(np.min(squares + np.diag(np.full(len(members), np.inf)), axis=1))  # itself not counted
         np.testing.assert_allclose(found.nearest[len(other) :][labels == group, 6 + group], expected, rtol=1e-5)
     assert np.isinf(found.nearest[: len(other), 6:]).all()  # not compared without `cross`
-    expected = nearest_neighbours(fields, known, symmetries=True).distance
-    np.testing.assert_array_equal(found.training[len(other) :], expected)
+    np.testing.assert_allclose(found.training[len(other) :], distances(known, real), rtol=1e-6)
 
 
 def test_scores_are_their_definitions(sets, known):
@@ -81,7 +83,7 @@ def test_scores_are_their_definitions(sets, known):
 def test_similarities_are_of_slices_of_the_groups_named(sets, known):
     """With one slice per group the pairs are known, and so is their similarity."""
     real = sets["real"][0][::24]
-    found = compare_slices(real, real, A, np.arange(len(real)), np.arange(len(real)), known, pairs=20)
+    found = compare_slices(real, real, A, np.arange(len(real)), np.arange(len(real)), pairs=20)
     s = transform(np.concatenate([real, real]), A)
     expected = ms_ssim(s[found.pairs[:, 0]], s[found.pairs[:, 1]])
     np.testing.assert_allclose(found.similarity, expected, rtol=1e-6)
@@ -106,6 +108,22 @@ def test_copies_of_training_slices_raise_the_alarm(sets, known, change):
     other, train = sets["other"][0], sets["train"][0]
     found = compare(sets, known, np.concatenate([other[: len(other) - 14], change(train[:14])]))
     assert alarms(found)["copied_fraction"] == pytest.approx(14 / len(other))
+
+
+def test_a_part_of_a_set_is_enough_to_find_copies(sets, known):
+    """What was not looked for in the training set takes no part in score, alarm and curve."""
+    other, (real, labels) = sets["other"][0], sets["real"]
+    distance = distances(known, np.concatenate([other[:-14], known[:14]]), real)
+    part = distance.copy()
+    part[: len(other) : 2] = part[len(other) + 1 :: 2] = np.nan
+    whole, half = (compare_slices(other, real, A, labels, None, each, pairs=20) for each in (distance, part))
+    assert alarms(half)["copied_fraction"] == pytest.approx(2 * 7 / len(other)) == alarms(whole)["copied_fraction"]
+    known_part = np.isfinite(half.training)
+    generated = half.generated[half.group]
+    expected = scipy.stats.ks_2samp(half.training[generated & known_part], half.training[~generated & known_part])
+    assert observed(half)["memorisation"] == pytest.approx(expected.statistic)
+    points = likeness_range(half, "memorisation", 20)
+    assert likeness_curve(half, "memorisation", True, points, repeats=20).mean[-1] == 1
 
 
 def test_repeated_slices_raise_the_alarm(sets, known):
@@ -197,7 +215,7 @@ def test_fresh_universes_stand_at_the_floor(known):
     for trial in range(8):
         real, labels = slices(range(100 * trial, 100 * trial + 8), step=8)
         other, other_labels = slices(range(100 * trial + 50, 100 * trial + 58), step=8)
-        found = compare_slices(other, real, A, labels, other_labels, known, pairs=300)
+        found = compare_slices(other, real, A, labels, other_labels, distances(known, other, real), pairs=300)
         floor = noise_floor(summarise(real, A, universe=labels, bispectrum=False), found, repeats=60)
         for name, value in observed(found).items():
             ratios[name].append(value / floor.mean[name])

@@ -4,7 +4,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from tests.log_normal import slices
+from tests.log_normal import distances, slices
 from utils import plots, plots_scorecard
 from utils.likeness import compare_slices
 from utils.noise import noise_floor
@@ -19,7 +19,6 @@ from utils.plots_scorecard import (
     summary_figure,
 )
 from utils.scorecard import scorecard
-from utils.similarity import coarse
 from utils.summaries import MINKOWSKI_THRESHOLDS, summarise
 from utils.transforms import transform
 
@@ -41,8 +40,8 @@ def everything(real_slices):
 
 def everything_of(generated, images, universe, training):
     found, real = summarise(generated, A, 2.0, 3.0), summarise(images, A, 2.0, 3.0, universe=universe)
-    known = coarse(transform(training, A))
-    likeness = compare_slices(generated, images, A, universe, training=known, pairs=100)
+    known = distances(training, generated, images)
+    likeness = compare_slices(generated, images, A, universe, training_distance=known, pairs=100)
     card = scorecard(found, real, noise_floor(real, likeness, repeats=20), likeness)
     return found, real, likeness, card, generated, images
 

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from tests.log_normal import slices
+from tests.log_normal import distances, slices
 from utils.likeness import compare_slices
 from utils.noise import noise_floor, p_values
 from utils.scorecard import alarm_lines, filament_lines, markdown, ranking, scorecard, table
 from utils.scores import DEFINITIONS, FAMILIES, figure_of_merit
-from utils.similarity import coarse
 from utils.summaries import summarise
-from utils.transforms import transform
 
 A = 4.0
 BLOCKS = 32
@@ -42,7 +40,8 @@ def card_of(generated, real, train, labels=None, p=False):
         summarise(generated, A, mean=3.0, universe=labels, block=block),
         summarise(images, A, mean=3.0, universe=universe),
     )
-    likeness = compare_slices(generated, images, A, universe, labels, coarse(transform(train, A)), pairs=300, cross=p)
+    known = distances(train, generated, images)
+    likeness = compare_slices(generated, images, A, universe, labels, known, pairs=300, cross=p)
     found = p_values(*summaries, likeness, repeats=99) if p else None
     return scorecard(*summaries, noise_floor(summaries[1], likeness, repeats=100), likeness, found)
 

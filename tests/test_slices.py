@@ -149,6 +149,7 @@ def test_spread_rows_are_different_and_even(tmp_path):
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     large = np.lib.format.open_memmap(tmp_path / "raw_train.npy", "w+", np.int16, (2000, 128, 128, 1))
+    large[0, 0, 0] = 1
     large.flush()
     (tmp_path / "raw_val.npy").symlink_to(tmp_path / "raw_train.npy")
     tracemalloc.start()
@@ -159,6 +160,35 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < large.nbytes / 2  # of 65 MB
+
+
+def test_slices_without_a_particle_are_refused(tmp_path):
+    save_pair(tmp_path, np.zeros((3, DIM, DIM, 1), np.int16))
+    assert "raw_train.npy has no particles" in refusal(tmp_path)
+    write_pair(tmp_path, np.zeros((3, DIM, DIM), np.int16), mean=0.0)
+    assert "raw_train.h5 has no particles" in refusal(tmp_path)
+
+
+def test_universes_are_counted_from_zero(tmp_path):
+    write_pair(tmp_path, some_slices(3), universe=np.array([0, -1, 1], np.int32))
+    assert "`universe` has the number -1" in refusal(tmp_path)
+
+
+def test_npy_files_are_read_through_once_for_each_version(tmp_path, monkeypatch):
+    passes = []
+
+    def counted(path, rows, images):
+        passes.append(len(rows))
+        return images.min(), images.max()
+
+    monkeypatch.setattr("utils.slices._range", counted)
+    for level, expected in ((1, [5]), (2, [5, 5])):
+        save_pair(tmp_path, np.full((5, DIM, DIM, 1), level, np.int16))
+        os.utime(tmp_path / "raw_train.npy", ns=(level, level))  # whatever the clock's resolution
+        for _ in range(2):
+            with open_slices("raw", "train", DIM, tmp_path) as opened:
+                assert opened.mean == level
+        assert passes == expected
 
 
 def test_reader_does_not_need_tensorflow():

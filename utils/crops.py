@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from utils.cli import UserError
+from utils.slice_rows import telling_damage
 from utils.slices import SliceSet
 
 
@@ -22,13 +23,14 @@ class PeriodicCrops:
     Raises
     ------
     UserError
-        If the file does not say where its slices were cut, or they leave out a part of their planes.
+        If the file does not say where its slices were cut, or is damaged there, or if slices leave out a part of
+        their planes.
     """
 
     def __init__(self, slices: SliceSet):
         self._slices = slices
         grid, corner = _places(slices)
-        sides = (grid // slices.dim)[slices.universe]  # tiles per side of each slice's plane
+        sides = grid // slices.dim  # tiles per side of each slice's plane
         tile = corner // slices.dim
         rows = np.arange(len(slices))
         first_of_universe = np.searchsorted(slices.universe, slices.universe)
@@ -65,13 +67,34 @@ class PeriodicCrops:
         pairs = zip(squares, shifts, strict=True)
         return np.stack([square[top : top + dim, left : left + dim] for square, (top, left) in pairs])
 
+    def planes(self, most: int) -> list[tuple[np.ndarray, int]]:
+        """Planes spread over all universes that `most` slices fill (one at least), those of a size together.
+
+        Returns
+        -------
+        list of ((p,) int64 array, int)
+            The rows of the planes' first slices, whose others follow row by row, and how many slices a side has.
+        """
+        first = np.unique(self._first)
+        number = max(1, len(first) * min(most, len(self._slices)) // len(self._slices))
+        first = first[np.arange(number) * len(first) // number]
+        sides = self._sides[first]
+        return [(first[sides == each], int(each)) for each in np.unique(sides)]
+
+    def at(self, first: int, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (m,) and shifts (m, 2), as `read` takes them, of places (m, 2) in pixels in the plane of a first row."""
+        sides = self._sides[first]
+        tiles, shifts = np.divmod(places % (sides * self._slices.dim), self._slices.dim)
+        return first + tiles @ (sides, 1), shifts
+
 
 def _places(slices: SliceSet) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels per side of each universe (m,), and the corner of each slice in its plane (n, 2)."""
+    """Voxels per side of each slice's universe (n,), and the corner of each slice in its plane (n, 2)."""
     if slices.path.suffix == ".h5":
-        with h5py.File(slices.path) as file:
+        with telling_damage(slices.path), h5py.File(slices.path) as file:
             if "corner" in file and "universes/grid" in file:
-                return file["universes/grid"][...], file["corner"][...]
+                grid, corner = file["universes/grid"][...], file["corner"][...]
+                return grid[slices.universe], corner.reshape(len(slices), 2)
     raise UserError(
         f"random_crops = true needs to know where slices were cut, which {slices.path} does not say; slice again with "
         f"data/slice_universes.py, or set random_crops to false"

@@ -29,8 +29,9 @@ DEFINITIONS = {
         " other universes only; 0 in between; neighbours in any of the eight orientations"
     ),
     "memorisation": (
-        "Kolmogorov-Smirnov distance of the distances from generated and from held-back real slices to their nearest"
-        " neighbour in the training set, in any of the eight orientations"
+        "Kolmogorov-Smirnov distance of the distances from generated and from held-back real slices to the nearest"
+        " image of the training set, in any of the eight orientations and, where its slices tile whole planes, at any"
+        " shift"
     ),
 }
 """One line on each score; neighbours are found by rms difference of s averaged over blocks of pixels."""
@@ -57,12 +58,12 @@ class Likeness:
     """(n, G) float32, distance to the nearest other slice of each group in any of the eight orientations; infinite
     without any, or if not looked for."""
     training: np.ndarray
-    """(n,) float32, distance to the nearest training slice; NaN without a training set."""
+    """(n,) float32, distance to the nearest image of the training set; NaN where it was not looked for."""
 
 
-def compare_slices(generated, real, a, universe, generated_universe=None, training=None, pairs=1000, cross=False,
-                   seed=0) -> Likeness:  # fmt: skip
-    """Compare generated and real slices with each other, and both with the training set.
+def compare_slices(generated, real, a, universe, generated_universe=None, training_distance=None, pairs=1000,
+                   cross=False, seed=0) -> Likeness:  # fmt: skip
+    """Compare generated and real slices with each other.
 
     Parameters
     ----------
@@ -74,8 +75,9 @@ def compare_slices(generated, real, a, universe, generated_universe=None, traini
         Universe (or other group) of each real slice.
     generated_universe : (n,) integers, optional
         By default the generated slices are independent.
-    training : (t, M, M) array, optional
-        Training slices, s, averaged over blocks by `utils.similarity.coarse`.
+    training_distance : (n + m,) array, optional
+        How far each slice, generated ones first, is from the training set (`utils.training_search`), NaN where that is
+        not known.
     pairs : int
         Pairs of generated slices drawn for MS-SSIM; of real ones, which a noise floor resamples, four times as many.
     cross : bool
@@ -105,15 +107,13 @@ def compare_slices(generated, real, a, universe, generated_universe=None, traini
     fields = np.concatenate([coarse(transform(part, a)) for stack in (generated, real) for part in _parts(stack)])
     comparable = cross | (is_generated[:, np.newaxis] == is_generated)
     nearest = _nearest_in_groups(fields, group, comparable)
-    distance = np.full(len(group), np.nan, np.float32)
-    if training is not None:
-        distance = nearest_neighbours(fields, training, symmetries=True).distance
+    distance = np.full(len(group), np.nan) if training_distance is None else training_distance
     first, second, share = _random_pairs(rng, group, is_generated, pairs, cross)
     if not number_of_scales(real.shape[-1]):
         first, second, share = first[:0], second[:0], share[:0]
     similarity = _pair_similarities(generated, real, a, first, second)
     pair_groups = np.stack([group[first], group[second]], axis=1)
-    return Likeness(is_generated, group, pair_groups, similarity, share, nearest, distance)
+    return Likeness(is_generated, group, pair_groups, similarity, share, nearest, np.float32(distance))
 
 
 def likeness_scores(likeness: Likeness, generated, real, candidates=None) -> dict[str, float]:
@@ -132,7 +132,7 @@ def likeness_scores(likeness: Likeness, generated, real, candidates=None) -> dic
     -------
     dict of str to float
         By the names in `DEFINITIONS`; NaN where a set has fewer than two different groups, images are too small for
-        MS-SSIM, or there is no training set.
+        MS-SSIM, or none was looked for in the training set.
     """
     sides = [np.asarray(weights, dtype=np.float64) for weights in (generated, real)]
     similarity, of_real = (mean_similarity(likeness, weights) for weights in sides)
@@ -228,9 +228,10 @@ def _distribution(likeness: Likeness, name: str, weights, candidates=None, apart
     weights = np.asarray(weights, dtype=np.float64)
     if name == "diversity":
         return likeness.similarity, _pair_weights(likeness, weights, apart)
+    if name == "memorisation":
+        return likeness.training, weights[likeness.group] * np.isfinite(likeness.training)
     candidates = weights > 0 if candidates is None else candidates
-    values = within_distances(likeness, candidates, apart) if name == "repetition" else likeness.training
-    return values, weights[likeness.group]
+    return within_distances(likeness, candidates, apart), weights[likeness.group]
 
 
 def alarms(likeness: Likeness) -> dict[str, float]:
@@ -241,8 +242,8 @@ def alarms(likeness: Likeness) -> dict[str, float]:
     dict of str to float
         `ms_ssim_generated` and `ms_ssim_real`: mean MS-SSIM of pairs. `repeated_fraction`: of the generated slices,
         those whose nearest other generated slice is nearer than half the smallest distance between two real slices.
-        `copied_fraction`: those nearer to a training slice than half the smallest distance of any held-back real
-        slice.
+        `copied_fraction`: of those that were looked for in the training set, the ones that are nearer to it than
+        half the smallest distance of any held-back real slice.
     """
     sides = likeness.generated, ~likeness.generated
     is_generated = likeness.generated[likeness.group]
@@ -251,8 +252,9 @@ def alarms(likeness: Likeness) -> dict[str, float]:
     )
     within = within_distances(likeness, sides[0])[is_generated], within_distances(likeness, sides[1])[~is_generated]
     result["repeated_fraction"] = _fraction_below(within[0], COPY * within[1].min())
-    training = likeness.training[is_generated], likeness.training[~is_generated]
-    result["copied_fraction"] = _fraction_below(training[0], COPY * training[1].min())
+    looked_for = np.isfinite(likeness.training)
+    training = likeness.training[is_generated & looked_for], likeness.training[~is_generated & looked_for]
+    result["copied_fraction"] = _fraction_below(training[0], COPY * training[1].min(initial=np.inf))
     return result
 
 

@@ -103,7 +103,7 @@ def scores(generated: Summary, real: Summary, likeness: Likeness | None = None) 
     dict of str to float
         By the names in `DEFINITIONS`, the last three with `likeness` only. NaN where the real set leaves a score
         undefined (no bright pixels, no peaks, a functional that is zero at every threshold) or a summary was made
-        without morphology or bispectrum.
+        without the bispectrum.
 
     Raises
     ------

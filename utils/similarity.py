@@ -17,6 +17,7 @@ _WINDOW, _SIGMA = 11, 1.5  # pixels; Wang et al. 2004
 _K1, _K2 = 0.01, 0.03
 _PAIRS_AT_ONCE = 16  # the copies of so many images of 128² stay in the cache
 COARSE_SIDE = 32
+ORIENTATIONS = 8
 _QUERIES_AT_ONCE = 512
 
 
@@ -27,6 +28,8 @@ class Neighbours(NamedTuple):
     """(n,) float32, root mean square difference of s per pixel of the coarse images."""
     index: np.ndarray
     """(n,) int64, number of that reference."""
+    orientation: np.ndarray
+    """(n,) int64, in which orientation the query is nearest to it (`oriented`)."""
 
 
 def ms_ssim(one, other, data_range=2.0, scales=None) -> np.ndarray:
@@ -122,7 +125,7 @@ def ms_ssim_diversity(fields, pairs=1000, seed=0, data_range=2.0) -> np.ndarray:
     return np.concatenate([ms_ssim(fields[first[part]], fields[second[part]], data_range) for part in parts])
 
 
-def coarse(fields) -> np.ndarray:
+def coarse(fields, least=COARSE_SIDE) -> np.ndarray:
     """Images averaged over blocks of pixels, as the rows that `nearest_neighbours` compares.
 
     Nearness is a question of large structures: pixel noise would hide a copy. The blocks are the largest that divide
@@ -132,6 +135,8 @@ def coarse(fields) -> np.ndarray:
     ----------
     fields : (n, N, N) array
         Usually s.
+    least : int
+        Pixels a side that have to be left, where there are as many.
 
     Returns
     -------
@@ -144,7 +149,7 @@ def coarse(fields) -> np.ndarray:
     """
     fields = checked(fields)
     pixels = fields.shape[-1]
-    side = min(side for side in range(1, pixels + 1) if pixels % side == 0 and side >= min(COARSE_SIDE, pixels))
+    side = min(side for side in range(1, pixels + 1) if pixels % side == 0 and side >= min(least, pixels))
     block = pixels // side
     return np.concatenate(
         [
@@ -171,8 +176,8 @@ def nearest_neighbours(queries, references, symmetries=False, excluded=None) -> 
     Returns
     -------
     Neighbours
-        A named tuple `distance` (n,), `index` (n,). Copies are at distance 0; the distance is infinite where the only
-        reference is excluded.
+        A named tuple `distance` (n,), `index` (n,), `orientation` (n,). Copies are at distance 0; the distance is
+        infinite where the only reference is excluded.
 
     Raises
     ------
@@ -186,10 +191,12 @@ def nearest_neighbours(queries, references, symmetries=False, excluded=None) -> 
     centre = references.mean(axis=0, dtype=np.float64).astype(np.float32)
     flat = (references - centre).reshape(len(references), -1)
     squares = np.einsum("ij,ij->i", flat, flat)
-    index, distance = np.zeros(len(queries), np.int64), np.full(len(queries), np.inf, np.float32)
+    index, orientation = np.zeros((2, len(queries)), np.int64)
+    distance = np.full(len(queries), np.inf, np.float32)
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         part = slice(start, start + _QUERIES_AT_ONCE)
-        for turned in _orientations(queries[part]) if symmetries else (queries[part],):
+        for number in range(ORIENTATIONS if symmetries else 1):
+            turned = oriented(queries[part], number)
             rows = (turned - centre).reshape(len(turned), -1)
             products = squares - 2.0 * rows @ flat.T
             if excluded is not None:
@@ -200,7 +207,14 @@ def nearest_neighbours(queries, references, symmetries=False, excluded=None) -> 
             found[np.isinf(products[np.arange(len(rows)), best])] = np.inf
             better = found < distance[part]
             distance[part][better], index[part][better] = found[better], best[better]
-    return Neighbours(distance, index)
+            orientation[part][better] = number
+    return Neighbours(distance, index, orientation)
+
+
+def oriented(images, number: int) -> np.ndarray:
+    """Images (n, N, N) in one of the eight symmetries of the square: turned number // 2 times, mirrored if odd."""
+    turned = np.rot90(images, number // 2, axes=(1, 2))
+    return turned[:, ::-1] if number % 2 else turned
 
 
 def _similarity(one: np.ndarray, other: np.ndarray, data_range: float) -> tuple[np.ndarray, np.ndarray]:
@@ -230,14 +244,6 @@ def _halved(stack: np.ndarray) -> np.ndarray:
     """Means over blocks of 2 × 2 pixels."""
     side = stack.shape[-1] // 2
     return stack[:, : 2 * side, : 2 * side].reshape(len(stack), side, 2, side, 2).mean(axis=(2, 4))
-
-
-def _orientations(stack: np.ndarray):
-    """The eight symmetries of the square."""
-    for turns in range(4):
-        turned = np.rot90(stack, turns, axes=(1, 2))
-        yield turned
-        yield turned[:, ::-1]
 
 
 def _rows(images) -> np.ndarray:

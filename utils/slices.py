@@ -29,6 +29,8 @@ own, contiguous or in chunks, are read as well (without a group `shards`), and s
 ``<name>_train.npy`` and ``<name>_val.npy``, (n, dim, dim, 1).
 """
 
+import contextlib
+import functools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -193,10 +195,13 @@ def _open_h5(path: Path, img_dim: int) -> SliceSet:
         numbers = {name: _number(file, name) for name in ("pixel_size", "redshift", "minimum", "maximum", "mean")}
         if not (numbers["pixel_size"] > 0 and 0 <= numbers["minimum"] <= numbers["maximum"]):
             raise UserError(f"{path} is damaged: impossible numbers among its attributes: {numbers}; {HOW_TO_MAKE}")
+        _check_mean(path, numbers["mean"])
         universe = file.get("universe")
         if not isinstance(universe, h5py.Dataset) or universe.shape != (len(slices),):
             raise UserError(f"{path} is damaged: no dataset `universe` with one number per slice; {HOW_TO_MAKE}")
         universe = universe[...].astype(np.int32)
+        if universe.min() < 0:
+            raise UserError(f"{path} is damaged: its dataset `universe` has the number {universe.min()}")
         shape, dtype = slices.shape, slices.dtype
         # None for chunked storage, as other tools may leave it; behind a user block all addresses are shifted.
         offset = slices.id.get_offset() if file.userblock_size == 0 else None
@@ -256,8 +261,11 @@ def _open_npy(path: Path, img_dim: int) -> SliceSet:
     _check_array(path, array.shape, array.dtype, 4, img_dim)
     if not array.flags.c_contiguous:
         raise UserError(f"{path} is stored in Fortran order, its slices are scattered: save np.ascontiguousarray of it")
-    rows = BlockRows(path, array.offset, img_dim, array.dtype)
-    minimum, maximum, mean = _scan(path, rows, len(array))
+    status = path.stat()
+    place = path, array.offset, img_dim, array.dtype
+    minimum, maximum, mean = _scan(*place, len(array), (status.st_size, status.st_mtime_ns))
+    _check_mean(path, mean)
+    rows = BlockRows(*place)
     dtype = array.dtype.newbyteorder("=")
     return SliceSet(path, len(array), img_dim, dtype, 1.0, None, minimum, maximum, mean, universe=None, _rows=rows)
 
@@ -277,11 +285,20 @@ def _check_array(path: Path, shape: tuple, dtype: np.dtype, ndim: int, img_dim: 
         )
 
 
-def _scan(path: Path, rows: BlockRows, number: int) -> tuple[float, float, float]:
-    """Minimum, maximum and mean of all pixels, in one pass that refuses what is no density."""
-    step = max(1, _SCAN_BYTES // rows.slice_bytes)
+def _check_mean(path: Path, mean: float) -> None:
+    if not mean > 0:
+        raise UserError(f"{path} has no particles, the mean of its pixels is {mean:g}; {HOW_TO_MAKE}")
+
+
+@functools.lru_cache
+def _scan(path: Path, offset: int, img_dim: int, dtype: np.dtype, number: int, _version) -> tuple[float, float, float]:
+    """Minimum, maximum and mean of all pixels, in one pass that refuses what is no density; once for each version."""
     minimum, maximum, total, pixels = np.inf, -np.inf, 0.0, 0
-    with tqdm(total=number, desc=f"reading through {path.name}", unit="slice", disable=None) as progress:
+    with (
+        contextlib.closing(BlockRows(path, offset, img_dim, dtype)) as rows,
+        tqdm(total=number, desc=f"reading through {path.name}", unit="slice", disable=None) as progress,
+    ):
+        step = max(1, _SCAN_BYTES // rows.slice_bytes)
         for start in range(0, number, step):
             indices = np.arange(start, min(start + step, number))
             images = rows.read(indices)

@@ -207,7 +207,7 @@ def summarise(
     images = np.asarray(images)
     power = power_spectrum(images, pixel_size, mean).power  # checks the images too
     universe = _labels("universe", universe, len(images))
-    block = _blocks(universe) if block is None else _labels("block", block, len(images))
+    block = blocks_within(universe) if block is None else _labels("block", block, len(images))
     settings = Settings(images.shape[-1], float(a), float(pixel_size), float(mean), float(resolution))
 
     labels, row = np.unique(np.stack([universe, block]), axis=1, return_inverse=True)
@@ -222,6 +222,19 @@ def check_comparable(one: Summary, other: Summary) -> None:
     """Refuse two summaries whose settings differ (`ValueError`)."""
     if one.settings != other.settings:
         raise ValueError(f"summaries of different settings: {one.settings} and {other.settings}")
+
+
+def blocks_within(universe: np.ndarray) -> np.ndarray:
+    """Divide the slices of each universe, in their order, into BLOCKS contiguous parts of about equal size.
+
+    Labels (n,) in any order, blocks (n,) int64 from 0 to BLOCKS − 1.
+    """
+    block = np.empty(len(universe), np.int64)
+    for label in np.unique(universe):
+        here = universe == label
+        count = np.count_nonzero(here)
+        block[here] = np.arange(count) * BLOCKS // count
+    return block
 
 
 def pad_counts(counts: np.ndarray, length: int) -> np.ndarray:
@@ -309,13 +322,3 @@ def _labels(what: str, labels, slices: int) -> np.ndarray:
     if labels.shape != (slices,) or labels.dtype.kind not in "iu":
         raise ValueError(f"{what} must be one integer for each of {slices} slices, not {labels.dtype} {labels.shape}")
     return labels.astype(np.int64)
-
-
-def _blocks(universe: np.ndarray) -> np.ndarray:
-    """Divide the slices of each universe, in their order, into BLOCKS contiguous parts of about equal size."""
-    block = np.empty_like(universe)
-    for label in np.unique(universe):
-        here = universe == label
-        count = np.count_nonzero(here)
-        block[here] = np.arange(count) * BLOCKS // count
-    return block
