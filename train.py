@@ -79,8 +79,8 @@ def parse_arguments():
         "--xla",
         action=argparse.BooleanOptionalAction,
         help="compile the step with XLA, or do not: it takes a minute, and makes steps several times faster on a GPU, "
-        "slower on a CPU; default: as the run was last started, on several devices without, a new run with XLA on a "
-        "single GPU",
+        "slower on a CPU; default: a new run with XLA on a single GPU, without elsewhere, a resumed one as it was last "
+        "started; never on several devices",
     )
     parser.add_argument(
         "--profile", action="store_true", help="say where the time of a step goes; the trace is kept in profile/"
@@ -201,7 +201,7 @@ def train(
                 save_weights(gan, folder, "_last")
             if due.save or stopping:
                 with watch.measure("saving"):
-                    save_state(gan, monitor, folder)
+                    save_state(gan, monitor, folder, plan)
             if stopping and not due.end:
                 raise Stopped(f"stopped by {stopping} after step {step}, everything is saved; go on with: {again()}")
 
@@ -216,29 +216,55 @@ def begin_records(plan: RunPlan, folder: RunFolder) -> Checkpoint | None:
     changes = folder.check(config, resume=True)
     checkpoint, damaged = newest_checkpoint(folder.checkpoints)
     done = checkpoint.meta["step"] if checkpoint else 0
-    # What a run does at its end, a longer one has not done at this step.
-    if done > plan.total_steps or (done == plan.total_steps and "Nepochs" in changes):
-        raise UserError(
-            f"{folder.path} is at step {done} already, {config.Nepochs} epochs end at step {plan.total_steps}: ask for "
-            f"more Nepochs"
-        )
+    before = plan_before(plan, changes, checkpoint)
+    check_length(plan, before, done, folder)
     folder.create()
-    lost_weights = folder.cut_back(checkpoint)
+    complaints = folder.cut_back(checkpoint)
+    if done < plan.total_steps:
+        folder.rename_last_weights(before.config.Nepochs)
     start_log(folder.log)
     log.info("run %s", folder.path)
     log.debug("configuration\n%s", config.to_yaml())
     for path, complaint in damaged.items():
         path.rename(path.with_name(f"{path.name}.damaged"))
         log.warning("%s; the one before is used", complaint)
-    for name in lost_weights:
-        log.warning("%s, which was among the best, is lost; it comes back when a better one is found", name)
+    for complaint in complaints:
+        log.warning("%s", complaint)
     for key, (old, new) in changes.items():
         log.warning("%s was %s, is %s from here on", key, old, new)
-    if "Nepochs" in changes and (config.lr_schedule != "constant" or config.r1_growth != 1 or config.match_histogram):
+    if plan.epoch_steps != before.epoch_steps:
+        log.warning(
+            "there were %d training slices, now there are %d: an epoch had %d steps, has %d from here on",
+            *(before.slices, plan.slices, before.epoch_steps, plan.epoch_steps),
+        )
+    by_part = config.lr_schedule != "constant" or config.r1_growth != 1 or config.match_histogram
+    if plan.total_steps != before.total_steps and by_part:
         log.warning(
             "lr_schedule, r1_growth and match_histogram go by the part of the run that is done: another one now"
         )
     return checkpoint
+
+
+def plan_before(plan: RunPlan, changes: dict[str, tuple], checkpoint: Checkpoint | None) -> RunPlan:
+    """How long the run was to be when its state was saved: with the epochs, and the training slices, of then."""
+    epochs, _ = changes.get("Nepochs", (plan.config.Nepochs, None))
+    slices = checkpoint.meta.get("slices", plan.slices) if checkpoint else plan.slices
+    return RunPlan(dataclasses.replace(plan.config, Nepochs=epochs), slices)
+
+
+def check_length(plan: RunPlan, before: RunPlan, done: int, folder: RunFolder) -> None:
+    """Refuse a run that is over, unless it is to be just what it was, and one that would go on by itself."""
+    # What a run does at its end, a longer one has not done at this step.
+    if done > plan.total_steps or (done == plan.total_steps and plan.total_steps != before.total_steps):
+        raise UserError(
+            f"{folder.path} is at step {done} already, {plan.config.Nepochs} epochs end at step {plan.total_steps}: "
+            f"ask for more Nepochs"
+        )
+    if done == before.total_steps < plan.total_steps and plan.config.Nepochs == before.config.Nepochs:
+        raise UserError(
+            f"{folder.path} has ended, on {before.slices} training slices, and now there are {plan.slices}: train on "
+            f"them in another RUN, with --init-from {folder.path} if you like, or ask for more Nepochs"
+        )
 
 
 def set_up(
@@ -276,7 +302,7 @@ def set_up(
     folder.write_record(record)
     if not checkpoint:
         # From here on there is always a state to go on from.
-        save_state(gan, monitor, folder)
+        save_state(gan, monitor, folder, plan)
     return gan, monitor
 
 
@@ -418,13 +444,13 @@ def save_weights(gan, folder: RunFolder, name: str, scores: dict[str, float] | N
             stamp_weights(temporary, gan.config, gan.step, scores)
 
 
-def save_state(gan, monitor, folder: RunFolder) -> None:
+def save_state(gan, monitor, folder: RunFolder, plan: RunPlan) -> None:
     """Write the complete state of the run."""
     arrays = {name: variable.numpy() for name, variable in gan.state().items()}
     bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
     if bad:
         raise Diverged(f"{bad[0]} is not finite after step {gan.step}", folder.checkpoints)
-    meta = {"best": monitor.best, "records": folder.record_sizes()}
+    meta = {"best": monitor.best, "records": folder.record_sizes(), "slices": plan.slices}
     keep, best = monitor.config.save_keep, folder.best_weights()
     path = save_checkpoint(folder.checkpoints, gan.step, arrays, meta, keep, weights=best)
     log.debug("state saved in %s", path)

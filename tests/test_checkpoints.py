@@ -154,7 +154,20 @@ def test_a_run_that_goes_back_forgets_later_weights(improved_run, links, monkeyp
 def test_lost_best_weights_are_named(improved_run):
     for copy in improved_run.checkpoints.glob("*.weights.h5"):
         copy.unlink()
-    assert improved_run.cut_back(newest_checkpoint(improved_run.checkpoints)[0]) == ["g_cosmo_best.weights.h5"]
+    (complaint,) = improved_run.cut_back(newest_checkpoint(improved_run.checkpoints)[0])
+    assert complaint.startswith("g_cosmo_best.weights.h5, which was among the best, is lost")
+
+
+def test_records_that_have_lost_their_end_are_named(tmp_path):
+    run = RunFolder("tiny", "0", tmp_path)
+    run.create()
+    sizes = {"metrics.jsonl": 9, "logs/events.out.tfevents.1": 5, "logs/events.out.tfevents.2": 7}
+    save_checkpoint(run.checkpoints, 5, ARRAYS, {"records": sizes}, keep=1)
+    for name, size in (("metrics.jsonl", 4), ("logs/events.out.tfevents.2", 8)):
+        (run.path / name).write_bytes(bytes(size))
+    complaints = run.cut_back(newest_checkpoint(run.checkpoints)[0])
+    assert [complaint.split()[0] for complaint in complaints] == ["metrics.jsonl", "logs/events.out.tfevents.1"]
+    assert run.record_sizes() == {"metrics.jsonl": 4, "logs/events.out.tfevents.2": 7}
 
 
 def test_best_weights_go_with_their_checkpoint(improved_run):

@@ -86,11 +86,12 @@ def test_costly_checkpoints_are_told_once(monitor_of, caplog, monkeypatch):
     monkeypatch.setattr(Monitor, "_pictures", lambda *_: {})  # they take most of the time
     images = slices(range(2))[0]
 
-    def run(shares):
-        monitor = monitor_of("chisq", images)
+    def run(shares, **keys):
+        monitor = monitor_of("chisq", images, **keys)
         caplog.clear()
         for step, share in enumerate(shares):
-            monitor.checkpoint(step, 0.0, {}, lambda number, seed: images[:number], {"monitor_share": share})
+            timing = {"monitor_share": share / 2, "matching_share": share / 2}
+            monitor.checkpoint(step, 0.0, {}, lambda number, seed: images[:number], timing)
         return [record.getMessage() for record in caplog.records]
 
     assert run([0.9, 0.9, 0.05, 0.04]) == []  # the first checkpoint comes after a single step
@@ -99,6 +100,10 @@ def test_costly_checkpoints_are_told_once(monitor_of, caplog, monkeypatch):
     assert "10.0 %" in message
     assert "checkpt_batch of 7 or more (now 3)" in message
     assert "checkpt_samples (now 512)" in message
+    assert run([0.0, 0.0, 0.09, 0.09], match_histogram=True) == []
+    (message,) = run([0.0, 0.0, 0.2, 0.2], match_histogram=True)
+    # 20 % to 10 %: 0.2/0.8 · 0.9/0.1 = 2.25 times as many.
+    assert "checkpt_batch of 7 or more (now 3)" in message
 
 
 def test_merit_needs_a_noise_floor(monitor_of):

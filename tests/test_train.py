@@ -118,6 +118,40 @@ def test_changed_keys(finished, workplace):
     assert_refused(refused, f"is at step {10 * EPOCH} already", "more Nepochs")
 
 
+def test_last_weights_of_a_run_that_goes_on_are_those_of_their_epoch(finished, workplace):
+    run = workplace / "expts" / "tiny" / "run0"
+    shutil.copytree(finished[0], run)
+    before = {name: (run / "models" / f"{name}_cosmo_last.weights.h5").read_bytes() for name in "gd"}
+    for network in "gd":
+        (run / "models" / f"{network}_cosmo0009.weights.h5").unlink()
+    write_config(workplace, checkpt_batch=8)
+    process = train(workplace, 0, "--resume", "--set", "Nepochs=11")
+    assert process.returncode == 0, process.stderr
+    for network, weights in before.items():
+        assert (run / "models" / f"{network}_cosmo0009.weights.h5").read_bytes() == weights
+        assert (run / "models" / f"{network}_cosmo_last.weights.h5").read_bytes() != weights
+
+
+def test_a_training_set_that_has_grown(workplace):
+    """It changes how long a run is: one that has ended stays ended, one that has not says so and goes on."""
+
+    def write(number):
+        images = np.random.default_rng(3).poisson(1.0, (number, 8, 8, 1)).astype(np.int16)
+        for split in ("train", "val"):
+            np.save(workplace / f"old_{split}.npy", images)
+
+    write(13)
+    write_config(workplace, dataname=str(workplace / "old"), lr_schedule="cosine")
+    assert train(workplace, 0).returncode == 0
+    write(25)
+    assert_refused(train(workplace, 0, "--resume"), "has ended, on 13 training slices", "25", "--init-from")
+    process = train(workplace, 0, "--resume", "--set", "Nepochs=2")
+    assert process.returncode == 0, process.stderr
+    assert "there were 13 training slices, now there are 25: an epoch had 2 steps, has 4 from here on" in process.stdout
+    assert "go by the part of the run that is done" in process.stdout
+    assert metrics(workplace / "expts" / "tiny" / "run0")[-1]["step"] == 8
+
+
 def test_old_npy_files_are_trained_on_as_they_are(workplace):
     rng = np.random.default_rng(3)
     for split, number in (("train", 13), ("val", 7)):

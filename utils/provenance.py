@@ -28,7 +28,7 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
     slices : dict of str to SliceSet
         The slice files by split.
     device : dict
-        As `networks.device.start_tensorflow` returns it.
+        The description of the `Machine` that `networks.device.start_tensorflow` returns.
 
     Returns
     -------

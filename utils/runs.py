@@ -1,5 +1,6 @@
 """A run's folder: what lies where, whether it may be used, and its metrics file."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -161,13 +162,14 @@ class RunFolder:
         Returns
         -------
         list of str
-            Names of best weights that the checkpoint knows of, but whose copies are gone.
+            What could not be brought back, in words: records that are shorter than they were, best weights whose copies
+            are gone.
         """
         for folder in (self.path, self.models, self.checkpoints):
             for leftover in folder.glob(".partial*"):
                 leftover.unlink()
-        sizes = checkpoint.meta["records"] if checkpoint else {}
-        for name, size in self.record_sizes().items():
+        sizes, now = checkpoint.meta["records"] if checkpoint else {}, self.record_sizes()
+        for name, size in now.items():
             if name not in sizes:
                 (self.path / name).unlink()
             elif size > sizes[name]:
@@ -182,7 +184,24 @@ class RunFolder:
         for name, copy in copies.items():
             if copy.is_file():
                 keep_copy(copy, self.models / name)
-        return [name for name in copies if not (self.models / name).is_file()]
+        return [
+            *(f"{name} has lost its end, or is gone" for name, size in sizes.items() if now.get(name, 0) < size),
+            *(
+                f"{name}, which was among the best, is lost; it comes back when a better one is found"
+                for name in copies
+                if not (self.models / name).is_file()
+            ),
+        ]
+
+    def rename_last_weights(self, epochs: int) -> None:
+        """Name the last weights of a run that goes on after so many epochs as those of its epochs are, if it has any.
+
+        Epochs count from 0 in names, as they did in the old suite.
+        """
+        for network in ("g", "d"):
+            with contextlib.suppress(FileNotFoundError):
+                last = self.models / f"{network}_cosmo_last.weights.h5"
+                last.replace(last.with_name(f"{network}_cosmo{epochs - 1:04d}.weights.h5"))
 
 
 def _step_of_weights(path: Path) -> int:
