@@ -2,7 +2,6 @@
 on several of this machine, or on those of many."""
 
 import contextlib
-import dataclasses
 import functools
 import os
 import signal
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 STRATEGIES = ("auto", "single", "mirrored", "multiworker")
 # Once all workers are there, TensorFlow connects them within seconds [s].
 _JOINING = 120
-# Slurm gives no ports away; jobs that share a node should not meet, nor meet those that the system gives to clients.
-_FIRST_PORT, _PORTS = 12_000, 18_000
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ def start_tensorflow(
     choice: str = "single",
     devices: int | None = None,
     cluster: Cluster | None = None,
-    meet: Callable[[Cluster, list[str]], None] = lambda cluster, devices: None,
+    meet: Callable[[list[str]], None] = lambda devices: None,
     xla: bool | None = None,
     xla_before: bool | None = None,
 ) -> Machine:
@@ -61,8 +58,7 @@ def start_tensorflow(
     cluster : Cluster, optional
         The workers that train together.
     meet : callable
-        Given the cluster with its addresses and the names of this worker's devices, returns when all workers are
-        there. TensorFlow then connects them.
+        Given the names of this worker's devices, returns when all workers are there. TensorFlow then connects them.
     xla : bool, optional
         Whether training steps are to be compiled by XLA; by default as before.
     xla_before : bool, optional
@@ -87,7 +83,7 @@ def start_tensorflow(
 
         names = _choose_devices(tf, devices)
         if choice in ("auto", "multiworker") and cluster:
-            kind, strategy = "multiworker", _join(tf, cluster, lambda found: meet(found, names))
+            kind, strategy = "multiworker", _join(tf, cluster, lambda: meet(names))
         elif choice == "mirrored" or (choice == "auto" and len(names) > 1):
             kind, strategy = "mirrored", tf.distribute.MirroredStrategy(names)
         else:
@@ -168,22 +164,14 @@ def _choose_devices(tf, devices: int | None) -> list[str]:
     return [f"GPU:{index}" for index in range(len(gpus))]
 
 
-def _join(tf, cluster: Cluster, meet) -> "tf.distribute.Strategy":
+def _join(tf, cluster: Cluster, meet: Callable[[], None]) -> "tf.distribute.Strategy":
     """Connect this worker with the others."""
-    if cluster.source == "Slurm":
-        gpus = len(tf.config.get_visible_devices("GPU"))
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=_FIRST_PORT + int(os.environ.get("SLURM_JOB_ID", 0)) % _PORTS,
-            # Every task sees its own devices only: which those are is Slurm's business. Without GPUs, one per task
-            # stands for the processor.
-            gpus_per_node=max(gpus, 1) * _tasks_per_node(),
-            gpus_per_task=max(gpus, 1),
-            auto_set_gpu=False,
-        )
-        cluster = dataclasses.replace(cluster, addresses=tuple(resolver.cluster_spec().as_dict()["worker"]))
-    else:
-        resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    meet(cluster)
+    # TensorFlow's own reader of Slurm's variables sorts nodes by their names as text: n10 before n9.
+    workers = tf.train.ClusterSpec({"worker": list(cluster.addresses)})
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        workers, task_type="worker", task_id=cluster.rank, rpc_layer="grpc"
+    )
+    meet()
     # Should a worker die in this moment, TensorFlow would wait for it without end, and lets no Python run: not even a
     # signal handler. The kernel ends the process then.
     signal.alarm(_JOINING)
@@ -193,12 +181,6 @@ def _join(tf, cluster: Cluster, meet) -> "tf.distribute.Strategy":
         raise UserError(f"{cluster.name(cluster.rank)} cannot join the others: {str(error).splitlines()[0]}") from None
     finally:
         signal.alarm(0)
-
-
-def _tasks_per_node() -> int:
-    """The largest number of tasks on a node, from Slurm's list such as ``4(x2),3``."""
-    counts = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")
-    return max(int(count.partition("(")[0]) for count in counts)
 
 
 def _describe(tf, strategy: str, workers: int, replicas: int, xla: bool) -> dict:

@@ -14,6 +14,8 @@ from tests.conftest import ROOT, run_script, write_config
 from tests.run_files import metrics
 from tests.test_workers import assert_equal_to_rounding, state_of
 from utils.checkpoints import saved_steps
+from utils.cli import UserError
+from utils.cluster import find_cluster
 
 SCRIPT = ROOT / "slurm" / "train.slurm"
 SRUN = "srun --cpus-per-task=1 --kill-on-bad-exit=0 --wait=300"
@@ -97,6 +99,37 @@ def free_job_number():
             continue
         return str(number)
     raise AssertionError("no free ports")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "tasks", "addresses"),
+    [
+        ("one", "2", ["one:16711", "one:16712"]),
+        ("n[9-10]", "2,1", ["n9:16711", "n9:16712", "n10:16711"]),
+        ("n[08,10-11],m5", "1(x3),2", ["n08:16711", "n10:16711", "n11:16711", "m5:16711", "m5:16712"]),
+        ("r[1-2]n[3,5]-ib", "1(x4)", ["r1n3-ib:16711", "r1n5-ib:16711", "r2n3-ib:16711", "r2n5-ib:16711"]),
+    ],
+)
+def test_tasks_have_the_addresses_of_slurms_lists(nodes, tasks, addresses):
+    step = {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_JOB_ID": "4711"}
+    cluster = find_cluster(step | {"SLURM_STEP_NUM_TASKS": str(len(addresses)), "SLURM_PROCID": "1"})
+    assert (cluster.rank, list(cluster.addresses)) == (1, addresses)
+
+
+@pytest.mark.parametrize(("nodes", "tasks"), [("n[1-x]", "1(x2)"), ("n[1-2]", "2(x2)"), ("n[1-2]", "1"), ("n1", "")])
+def test_lists_that_are_not_of_the_tasks_are_refused(nodes, tasks):
+    step = {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_TASKS_PER_NODE": tasks}
+    with pytest.raises(UserError, match="SLURM_STEP_TASKS_PER_NODE"):
+        find_cluster(step | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"})
+
+
+def test_a_refusal_of_the_first_task_reaches_the_other(workplace):
+    environment = slurm_commands(workplace, TWO_TASKS) | {"SLURM_JOB_ID": free_job_number()}
+    command = ["bash", SCRIPT, "tiny", "0", "--init-from", "nowhere"]
+    process = subprocess.run(command, cwd=workplace, env=environment, check=False, timeout=120)
+    assert process.returncode == 2
+    for rank in (0, 1):
+        assert "nowhere" in (workplace / f"output{rank}").read_text()
 
 
 def test_two_tasks_are_warned_requeued_and_end_as_one_process_would(workplace):

@@ -17,7 +17,8 @@ from utils.signals import Stopped, StopRequest
 
 # How long workers wait for each other: job steps start together, but nodes may still be booting [s].
 PATIENCE = 600.0
-_LAST_PATIENCE = 20.0  # of a worker that has something to tell the others before it ends
+# Of a worker that has something to tell the others before it ends; they may still be importing TensorFlow [s].
+_LAST_PATIENCE = 60.0
 _GLANCE = 0.2  # between two looks at whether somebody asked to stop [s]
 _LONGEST_MESSAGE = 2**16
 
@@ -55,13 +56,13 @@ class Crew:
         """Whether this is the worker that writes."""
         return self.rank == 0
 
-    def meet(self, cluster: Cluster, devices: list[str], patience: float = PATIENCE) -> None:
+    def meet(self, devices: list[str], patience: float = PATIENCE) -> None:
         """Wait until all workers are there, and make sure that all are about to train the same.
+
+        The port of the first worker is used, and free again afterwards.
 
         Parameters
         ----------
-        cluster : Cluster
-            With addresses. The port of the first worker is used, and free again afterwards.
         devices : list of str
             This worker's, by name. TensorFlow waits without end where one has more of them than another.
         patience : float
@@ -74,7 +75,6 @@ class Crew:
         Stopped
             If somebody asks to stop meanwhile.
         """
-        self.cluster = cluster
         self.card = json.loads(json.dumps(self.card | {"devices": devices}))
         if self.is_first:
             self._gather(patience)
@@ -123,10 +123,10 @@ class Crew:
         """Tell the others that this worker will not come; for a while only, since they may not come either."""
         refusal = json.dumps({"refused": words}) + "\n"
         with contextlib.suppress(CleanExit):
-            if not self.is_first and self.cluster.addresses and not self._connections:
-                self._report({"rank": self.rank, "refused": words}, _LAST_PATIENCE)
-            elif self.is_first and self.cluster.addresses:
+            if self.is_first:
                 self._gather(_LAST_PATIENCE, refusing=True)
+            elif not self._connections:
+                self._report({"rank": self.rank, "refused": words}, _LAST_PATIENCE)
         self._leave(refusal)
 
     def _gather(self, patience: float, refusing: bool = False) -> None:
