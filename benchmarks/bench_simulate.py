@@ -34,8 +34,7 @@ def run_simulations(folder: Path, *options: object) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)  # Popen cannot know: wait4 has taken it
     if process.returncode:
         raise UserError(f"{' '.join(line)} failed with exit code {process.returncode}")
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # ru_maxrss is in bytes there, in KiB on Linux
-    return time.perf_counter() - start, usage.ru_maxrss / unit
+    return time.perf_counter() - start, usage.ru_maxrss / 2**20
 
 
 def fft_seconds(grid: int, steps: int = 10) -> float:

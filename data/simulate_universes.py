@@ -32,8 +32,9 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.cli import ArgumentParser, UserError, run
-from utils.files import HDF5_DAMAGE, HDF5_OVERHEAD, atomic_path, check_writable, clear_left_behind
+from utils.files import HDF5_DAMAGE, atomic_path, check_writable, clear_left_behind
 from utils.processes import map_unordered
+from utils.slice_writer import SliceWriter
 
 VERSION = 1  # of physics and random numbers; files of another version are not reused
 REDSHIFTS = (0.0, 0.5, 1.5, 3.0)
@@ -296,11 +297,9 @@ def simulate(item: tuple[Universe, Path], threads: int, show_steps: bool) -> str
     for number, density in enumerate(tqdm(steps, disable=None if show_steps else True, **bar), start=1):
         if number in reached:
             snapshots[..., reached[number]] = round_counts(density, rounding_rng)
-    datasets, attributes = contents(universe)
-    with atomic_path(path, snapshots.nbytes + HDF5_OVERHEAD) as temporary, h5py.File(temporary, "w") as file:
-        for name, data in {"full": snapshots, **datasets}.items():
-            file.create_dataset(name, data=data, track_times=False)  # same universe, same bytes
-        file.attrs.update(attributes)
+    full = {"full": (snapshots.shape, snapshots.dtype)}
+    with atomic_path(path) as temporary, SliceWriter(temporary, full, *contents(universe)) as writer:
+        writer.write("full", 0, snapshots)
     seconds, brightest = time.perf_counter() - start, snapshots[..., 0].max()
     return f"{path}: written in {seconds:.1f} s, up to {brightest} particles per voxel"
 
@@ -399,8 +398,7 @@ def main() -> None:
         return
     prepare_folder(arguments.out, arguments.grid, len(missing))
     jobs = min(arguments.jobs, len(missing))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = arguments.threads or max(1, cores // jobs)
+    threads = arguments.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
     work = functools.partial(simulate, threads=threads, show_steps=jobs == 1)
     with contextlib.closing(map_unordered(work, missing, jobs)) as results:  # in the end the processes are stopped
         for _, result in tqdm(results, total=len(missing), unit="universe", disable=None):

@@ -1,6 +1,7 @@
 """Atomic files and the one-line errors of the command line."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import textwrap
 import pytest
 
 from tests.conftest import ROOT
+from tests.universe_files import write_universe
 from utils.cli import UserError
 from utils.files import atomic_path, write_text
+from utils.universes import DamagedUniverse, read_header, read_planes
 
 
 def test_a_file_appears_whole(tmp_path):
@@ -36,6 +39,26 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
         fail_half_way()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_error_while_writing_names_the_final_file(tmp_path, named):
+    def fill_the_disk():
+        with atomic_path(tmp_path / "a.h5") as temporary:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), *[str(temporary)] * named)
+
+    with pytest.raises(OSError, match="No space left") as refused:
+        fill_the_disk()
+    assert refused.value.filename == str(tmp_path / "a.h5")
+
+
+def test_a_universe_that_is_exchanged_while_it_is_read_is_told(tmp_path):
+    path = tmp_path / "universe_0.hdf5"
+    write_universe(path)
+    universe = read_header(path, path.name)
+    write_universe(path, full=None)
+    with pytest.raises(DamagedUniverse, match="plane 3 cannot be read"):
+        list(read_planes(universe, [3], 0.0))
 
 
 def run_main(body):

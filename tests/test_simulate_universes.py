@@ -1,5 +1,6 @@
 """The simulator against known physics, slow twins and its own promises. Seeded; grids are small, boxes large."""
 
+import errno
 import itertools
 import os
 import resource
@@ -337,6 +338,19 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, jobs):
     assert result.stderr.count("\n") == 1
     assert "universe_" in result.stderr
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_an_error(tmp_path, monkeypatch):
+    # HDF5 itself, which writes otherwise, may crash on it.
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", no_room)
+    universe, path = su.Universe(0, 16, 16.0, 4, 0.3, 0.8, 0.96, 0.7), tmp_path / "universe_0.hdf5"
+    with pytest.raises(OSError, match="No space left") as refused:
+        su.simulate((universe, path), threads=1, show_steps=False)
+    assert refused.value.filename == str(path)
+    assert os.listdir(tmp_path) == []
 
 
 def test_runs_from_its_own_folder(tmp_path):

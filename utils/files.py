@@ -32,8 +32,9 @@ def atomic_path(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     path : path
         The file to be written; its folder must exist.
     size : int
-        Bytes that the file may need. The disk is asked for as many first: a full disk then raises an error here,
-        where HDF5, which many files are written with, would crash the process.
+        Bytes that the file may need. Whether the disk has as many is tried first: a full disk then raises an error
+        here, where HDF5, which many files are written with, may crash the process. Nothing is kept free afterwards,
+        since HDF5 empties the file when it opens it; `utils.slice_writer` is for files that take long to write.
 
     Yields
     ------
@@ -49,11 +50,11 @@ def atomic_path(path: str | os.PathLike, size: int = 0) -> Iterator[Path]:
     temporary = partial_path(path)
     try:
         if size:
-            _reserve(temporary, path, size)
+            _try_room(temporary, path, size)
         yield temporary
         publish(temporary, path)
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        if error.errno is None or (error.filename is not None and str(error.filename) != str(temporary)):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
     finally:
@@ -81,7 +82,7 @@ def publish(temporary: Path, path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def _reserve(temporary: Path, path: Path, size: int) -> None:
+def _try_room(temporary: Path, path: Path, size: int) -> None:
     with open(temporary, "wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)

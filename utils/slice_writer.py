@@ -1,4 +1,4 @@
-"""Writing HDF5 files that hold slices, or refer to them, so that a full disk is an error and not a crash."""
+"""Writing HDF5 files that hold slices or universes, or refer to slices, so that a full disk is an error, no crash."""
 
 import contextlib
 import math

@@ -149,7 +149,7 @@ def read_planes(universe: Universe, planes: Iterable[int], redshift: float) -> I
             try:
                 # All redshifts at once: the plane is then one run of bytes, read three times faster than every fourth.
                 plane = file["full"][index][..., column]
-            except OSError as error:
+            except HDF5_DAMAGE as error:
                 raise DamagedUniverse(f"{universe.path}: plane {index} cannot be read: {error}") from error
             low, high = plane.min(), plane.max()
             limit = LARGEST_COUNT if plane.dtype.kind in "iu" else np.finfo(np.float32).max
