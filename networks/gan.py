@@ -39,11 +39,10 @@ from networks.optimizers import build_optimizer, first_moments, share_overflow
 from networks.schedules import average_decay, learning_rate_factor, r1_weight
 from networks.spectra import ring_power, ring_weights
 from utils.config import Config
+from utils.randomness import Purpose
 from utils.runs import find_weights
 from utils.transforms import transform
 
-# Independent streams of random numbers of one step.
-_NOISE, _FLIPS, _AUGMENTATION, _DEQUANTISATION, _ROUNDING = range(5)
 # The map of densities is fitted to so many generated slices, or as many pixels of larger ones: their mean density is
 # known to a per cent then. Their brightest pixels differ enough from draw to draw to move the density spectrum by 3 %,
 # and the bispectrum, in an unlucky draw, by 20 %. So in the last quarter of a run, which the best weights are from as a
@@ -326,19 +325,19 @@ class GAN:
     def _draw_and_update(self, densities, step, with_r1):
         """Transform a share of the batch, draw what is random in the step, and update."""
         n = tf.shape(densities)[0]
-        z = self._draw(tf.random.stateless_normal, (n, self.config.noise_vect_len), _NOISE, step)
-        flips = self._draw(tf.random.stateless_uniform, (n, 1), _FLIPS, step) < self.config.label_flip
+        z = self._draw(tf.random.stateless_normal, (n, self.config.noise_vect_len), Purpose.NOISE, step)
+        flips = self._draw(tf.random.stateless_uniform, (n, 1), Purpose.FLIPS, step) < self.config.label_flip
         densities = tf.cast(densities, tf.float32)
         if self.config.dequantise:
             # Pixels are counts; without the noise, being an integer would tell a real pixel from a generated one.
-            densities += self._draw(tf.random.stateless_uniform, tf.shape(densities), _DEQUANTISATION, step)
+            densities += self._draw(tf.random.stateless_uniform, tf.shape(densities), Purpose.DEQUANTISATION, step)
         real = transform(densities[..., None], self.config.datascale)  # (n, N, N) -> (n, N, N, 1)
         if self.config.augment:
-            coins = self._draw(tf.random.stateless_uniform, (n, 3), _AUGMENTATION, step) < 0.5
+            coins = self._draw(tf.random.stateless_uniform, (n, 3), Purpose.AUGMENTATION, step) < 0.5
             real = random_symmetry(real, coins)
         return self._update(real, z, tf.cast(flips, tf.float32), step, with_r1)
 
-    def _draw(self, distribution, shape, purpose: int, step):
+    def _draw(self, distribution, shape, purpose: Purpose, step):
         """Random numbers for this replica's samples, (n, ...): its share of those of the whole batch.
 
         Every replica draws them all, so that a sample's do not depend on how many replicas there are.
@@ -445,9 +444,9 @@ class GAN:
 
     def _fake_fields(self, u, step):
         """s and density, (n, N, N, 1), from the last pre-activation u, (n, N, N), with this step's rounding."""
-        noise = (
-            self._draw(tf.random.stateless_uniform, tf.shape(u), _ROUNDING, step) if self.config.count_noise else None
-        )
+        noise = None
+        if self.config.count_noise:
+            noise = self._draw(tf.random.stateless_uniform, tf.shape(u), Purpose.ROUNDING, step)
         return fields_from_pre_activation(u, self.config, noise)
 
     def _spectral_loss(self, s, density):

@@ -49,8 +49,8 @@ def r1_penalty(discriminator, images: tf.Tensor) -> tf.Tensor:
     ----------
     discriminator : callable
         Images -> logits (n, 1).
-    images : tensor, (n, ...)
-        Real images as the discriminator sees them.
+    images : tensor of rank 4, (n, channels, N, N) or (n, N, N, channels)
+        Real images as the discriminator sees them, or what `discriminator` makes them of.
 
     Returns
     -------
@@ -127,7 +127,24 @@ class TrainingSet(NamedTuple):
 
 
 def measure_training_set(config: Config, training: SliceSet) -> TrainingSet:
-    """Measure what a configuration needs: spectra, and bright pixels, on slices spread over the set."""
+    """Measure what a configuration needs: spectra, and bright pixels, on slices spread over the set.
+
+    Parameters
+    ----------
+    config : Config
+        Its spectral loss, critic and map of densities decide what is needed.
+    training : SliceSet
+        Open, of `config.img_dim` pixels a side.
+
+    Returns
+    -------
+    TrainingSet
+
+    Raises
+    ------
+    UserError
+        If slices cannot be read.
+    """
     measured = {}
     if config.match_histogram:
         batches = _batches(training, _TAIL_SLICES)

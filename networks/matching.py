@@ -82,6 +82,11 @@ def measure_tail(batches: Iterable[np.ndarray], whole: bool, config: Config) -> 
         Whether they are counts.
     config : Config
         Says how generated densities are rounded to counts.
+
+    Returns
+    -------
+    Tail
+        Empty where hardly any pixel is that bright.
     """
     bounds = 0.5 * config.datascale * np.sqrt(2.0) ** np.arange(_BOUNDS - 1)
     if whole:

@@ -9,10 +9,9 @@ import numpy as np
 import tensorflow as tf
 
 from utils.crops import PeriodicCrops
+from utils.randomness import Purpose
 from utils.slices import SliceSet
 
-# This stream of random numbers among those of a step; networks.gan has the others.
-_CROPS = 5
 # Batches read ahead: enough to hide a slow read, few enough to cost no memory.
 _READ_AHEAD = 4
 
@@ -52,7 +51,7 @@ def shifts_of_step(step: int, dim: int, batchsize: int, seed: int) -> np.ndarray
         From 0 to dim - 1.
     """
     with tf.device("CPU"):
-        own_seed = tf.random.experimental.stateless_fold_in(tf.constant((seed, _CROPS), tf.int64), step)
+        own_seed = tf.random.experimental.stateless_fold_in(tf.constant((seed, Purpose.CROPS), tf.int64), step)
         return tf.random.stateless_uniform((batchsize, 2), own_seed, 0, dim, tf.int32).numpy()
 
 
