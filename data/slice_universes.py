@@ -255,13 +255,13 @@ def shard_number(text: str) -> tuple[int, int]:
 
 
 def parse_arguments() -> Job:
-    parser = ArgumentParser(description=__doc__.split("\n\n")[0], epilog=__doc__.split("\n\n")[2])
+    parser = ArgumentParser(description=__doc__.split("\n\n")[0], epilog="\n".join(__doc__.split("\n\n")[1:]))
     add = parser.add_argument
     add("folder", nargs="?", type=Path, default=HERE, metavar="FOLDER", help="where to look for *.hdf5, at any depth")
     add("--img-dim", type=int, default=128, metavar="N", help="pixels per side of an image")
     add("--stride", type=int, default=8, metavar="N", help="take every Nth plane")
     add("--axes", choices=("0", "012"), default="0", help="take planes across the first axis, or across all three")
-    add("--redshift", type=float, default=0.0, metavar="Z", help="which snapshot to take")
+    add("--redshift", type=float, default=0.0, metavar="Z", help="which snapshot to take, by its redshift")
     add("--val-fraction", type=float, default=0.1, metavar="F", help="share of universes for validation, 0: no file")
     add("--test-fraction", type=float, default=0.1, metavar="F", help="share of universes for the test, 0: no file")
     add("--out", type=Path, default=HERE / "raw", metavar="NAME", help="beginning of the names of the files to write")
