@@ -71,12 +71,12 @@ def best_of(name: str, old: dict[str, np.ndarray], new: list[dict[str, np.ndarra
     return float(old[name][best]), float(old["minutes"][best]), float(np.median(reached))
 
 
-def draw(old: list[dict], new: list[dict]) -> Figure:
+def draw(old: list[dict], new: list[dict], labels: list[str]) -> Figure:
     """One panel per score, both axes logarithmic."""
     figure = Figure(figsize=(14, 9), layout="constrained")
     panels = figure.subplots(3, 4, sharex=True)
     for axes, (name, title) in zip(panels.flat, SCORES.items(), strict=True):
-        for curves, colour, label in ((old, REAL, "2019"), (new, GENERATED, "now")):
+        for curves, colour, label in zip((old, new), (REAL, GENERATED), labels, strict=True):
             for number, curve in enumerate(curves):
                 label_once = label if number == 0 else None
                 axes.plot(curve["minutes"], curve[name], color=colour, lw=1.5, marker=".", ms=4, label=label_once)
@@ -95,6 +95,8 @@ def main():
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--old", nargs="+", type=Path, required=True, metavar="FOLDER", help="runs of the old recipe")
     parser.add_argument("--new", nargs="+", type=Path, required=True, metavar="FOLDER", help="runs of the new one")
+    names = {"nargs": 2, "default": ["2019", "now"], "metavar": ("OLD", "NEW")}
+    parser.add_argument("--labels", help="what to call them in the figure", **names)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     arguments = parser.parse_args()
     old, new = ([read_curve(folder) for folder in folders] for folders in (arguments.old, arguments.new))
@@ -107,7 +109,7 @@ def main():
             f"{name:20}{np.median(best):11.3f}{np.median(after):6.1f} min{end:10.3f}{np.median(reached):11.1f} min"
             f"{np.median(sooner):14.1f} ({sooner.min():.1f} to {sooner.max():.1f})"
         )
-    save(draw(old, new), arguments.out)
+    save(draw(old, new, arguments.labels), arguments.out)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def test_tail_of_a_training_set(tiny_config, rng, tmp_path):
 
 def test_a_training_set_too_faint_to_map_is_told(tiny_config, tmp_path, caplog):
     for split in ("train", "val"):
-        np.save(tmp_path / f"raw_{split}.npy", np.zeros((20, 8, 8, 1), np.int16))
+        np.save(tmp_path / f"raw_{split}.npy", np.ones((20, 8, 8, 1), np.int16))
     with open_slices("raw", "train", 8, tmp_path) as slices:
         measure_training_set(dataclasses.replace(tiny_config, match_histogram=True), slices)
     (message,) = [record.getMessage() for record in caplog.records]
