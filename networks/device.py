@@ -167,9 +167,12 @@ def _choose_devices(tf, devices: int | None) -> list[str]:
 def _join(tf, cluster: Cluster, meet: Callable[[], None]) -> "tf.distribute.Strategy":
     """Connect this worker with the others."""
     # TensorFlow's own reader of Slurm's variables sorts nodes by their names as text: n10 before n9.
-    workers = tf.train.ClusterSpec({"worker": list(cluster.addresses)})
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        workers, task_type="worker", task_id=cluster.rank, rpc_layer="grpc"
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.rank,
+        num_accelerators={"GPU": len(tf.config.get_visible_devices("GPU"))},
+        rpc_layer="grpc",
     )
     meet()
     # Should a worker die in this moment, TensorFlow would wait for it without end, and lets no Python run: not even a

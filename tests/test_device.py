@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
+from networks import device
 from tests.conftest import ROOT
+from utils.cluster import Cluster
 
 CONVOLUTION = """
 from networks.device import start_tensorflow
@@ -27,3 +30,25 @@ def test_convolutions_are_computed_by_onednn_unless_switched_off(setting, used):
         [sys.executable, "-c", CONVOLUTION], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert ("exec,cpu,convolution" in process.stdout) is used, process.stdout
+
+
+@pytest.mark.parametrize("gpus", [0, 3])
+def test_a_worker_joins_under_its_rank_with_all_its_gpus(monkeypatch, gpus):
+    class Joined(Exception):
+        pass
+
+    def join(resolver):
+        raise Joined(resolver)
+
+    devices = [tf.config.PhysicalDevice(f"/physical_device:GPU:{number}", "GPU") for number in range(gpus)]
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: devices)
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", join)
+    met = []
+    cluster = Cluster("Slurm", 3, 1, ("n9:12000", "n9:12001", "n10:12000"))
+    with pytest.raises(Joined) as caught:
+        device._join(tf, cluster, lambda: met.append(True))
+    (resolver,) = caught.value.args
+    assert met == [True]
+    assert resolver.cluster_spec().as_dict() == {"worker": ["n9:12000", "n9:12001", "n10:12000"]}
+    assert (resolver.task_type, resolver.task_id, resolver.rpc_layer) == ("worker", 1, "grpc")
+    assert resolver.num_accelerators() == {"GPU": gpus}

@@ -35,7 +35,7 @@ _FUNCTIONALS = (
 _LIKENESS_LABELS = {
     "diversity": "MS-SSIM of random pairs",
     "repetition": "Nearest slice of the same set: rms difference of $s$",
-    "memorisation": "Nearest training slice: rms difference of $s$",
+    "memorisation": "Nearest image of the training set: rms difference of $s$",
 }
 
 
