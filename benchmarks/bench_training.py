@@ -251,6 +251,8 @@ def print_around_the_step(gan, config: Config, step: float, rng) -> None:
     print(
         f"  saving the complete state         {saving:9.2f} s, {saving / (step * config.save_steps):.2%} of save_steps"
     )
+    drawing = median_seconds(lambda: gan.sample(2048, seed=0), 3) / 2048
+    print(f"  drawing a slice                   {1e3 * drawing:9.3f} ms, {1 / drawing:.0f} slices/s")
     around = checkpoint / config.checkpt_batch + saving / config.save_steps
     print(f"  both, of the time of a run        {around / (step + around):9.2%}")
 
