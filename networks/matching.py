@@ -20,18 +20,23 @@ _BOUNDS = 21 + 1
 # A density that fewer pixels of either set reach is left out. So few, for the brightest pixels carry much of the power:
 # a quarter of them too many or too few is an error of 6 % in their density, by the slope that histograms have there.
 _MIN_PIXELS = 16
+# Brighter pixels than the training set's brightest are drawn now and then, and one alone may carry a tenth of a set's
+# power. None becomes brighter than that by more than this factor.
+_BEYOND = 2.0
 
 
 class HistogramMatching(keras.layers.Layer):
     """A monotone map of u, half the logarithm of the density over `datascale`: u plus a shift that depends on u.
 
-    The shift is linear between knots, and constant beyond them. In training mode the layer does nothing: the
-    discriminator judges the network as it is, and a map that moves would be one more thing to keep up with.
+    The shift is linear between knots, and constant below them. Above the last one, where the training set has no pixels
+    any more, u rises ever more slowly, towards a density `_BEYOND` times as high. In training mode the layer does
+    nothing: the discriminator judges the network as it is, and a map that moves would be one more thing to keep up
+    with.
 
     Notes
     -----
-    Until `shift` is called, all shifts are zero. They and the knots are weights, though not trainable ones, and are
-    saved and loaded with the others.
+    Until `shift` is called, knots and shifts are zero and nothing is changed. They are weights, though not trainable
+    ones, and are saved and loaded with the others.
     """
 
     def build(self, input_shape):
@@ -54,7 +59,12 @@ class HistogramMatching(keras.layers.Layer):
         start = tf.gather(knots, left)
         # Below the first knot and above the last one left and right are the same, and the share is 0 over 0.
         share = tf.math.divide_no_nan(u - start, tf.gather(knots, right) - start)
-        u += (1.0 - share) * tf.gather(shifts, left) + share * tf.gather(shifts, right)
+        shift = (1.0 - share) * tf.gather(shifts, left) + share * tf.gather(shifts, right)
+        # A map that was not fitted, or to too faint a training set, has a single knot and no end.
+        end = tf.where(knots[-1] > knots[0], knots[-1], np.inf)
+        reach = 0.5 * math.log(_BEYOND)
+        beyond = -reach * tf.math.expm1(tf.minimum(end - u, 0.0) / reach)
+        u = tf.minimum(u, end) + shift + beyond
         return tf.reshape(u, tf.shape(inputs))  # (n * N * N,) -> (n, N, N, 1)
 
 
@@ -123,7 +133,7 @@ def fit_shifts(u: np.ndarray, tail: Tail, datascale: float) -> tuple[np.ndarray,
     Returns
     -------
     array, array, (23,) each, float64
-        Knots in u, ascending, and the shift at each: zero well below the first bound; beyond the last as there.
+        Knots in u, ascending, and the shift at each: zero well below the first bound.
     """
     found, wanted = np.zeros(0), np.zeros(0)
     if len(tail.bounds):

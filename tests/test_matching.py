@@ -34,11 +34,29 @@ def mapped(u, knots, shifts):
 def test_layer_interpolates_between_its_knots_and_is_off_in_training(rng):
     knots, shifts = np.sort(rng.uniform(-2.0, 5.0, 23)), rng.normal(size=23)
     u = rng.uniform(-3.0, 6.0, 500)
-    np.testing.assert_allclose(mapped(u, knots, shifts), u + np.interp(u, knots, shifts), atol=5e-5)
+    inside = u < knots[-1]
+    expected = u + np.interp(u, knots, shifts)
+    np.testing.assert_allclose(mapped(u, knots, shifts)[inside], expected[inside], atol=5e-5)
     images = tf.constant(u.astype(np.float32))
     np.testing.assert_array_equal(layer_with(knots, shifts)(images, training=True), images)
     fresh = HistogramMatching()
     np.testing.assert_array_equal(fresh(images), images)
+
+
+def test_nothing_becomes_twice_as_bright_as_the_brightest_training_pixel():
+    """Beyond the last knot, which becomes the density of that pixel, order is kept."""
+    brightest, datascale = 1000.0, 4.0
+    knots, shifts = np.linspace(-0.5, 2.0, 23), np.linspace(0.0, 0.5 * np.log(brightest / datascale) - 2.0, 23)
+    u = np.array([1.9, 2.0, 2.01, 2.1, 2.5, 3.0, 20.0])
+    density = datascale * np.exp(2.0 * mapped(u, knots, shifts).astype(np.float64))
+    assert density[1] == pytest.approx(brightest, rel=1e-5)
+    # No kink: close to the knot it goes on as before.
+    assert density[2] == pytest.approx(brightest * np.exp(0.02), rel=2e-3)
+    assert (np.diff(density) > 0).all()
+    assert density[-1] == pytest.approx(2.0 * brightest, rel=1e-5)
+    # Without a fit, and with one to too faint a set, there is no end.
+    for nothing in (np.zeros(23), np.full(23, -0.4)):
+        np.testing.assert_array_equal(mapped(u, nothing, np.zeros(23)), u.astype(np.float32))
 
 
 def test_bounds(tiny_config):
