@@ -191,6 +191,15 @@ def divergence_check_seconds(gan, densities, repeats: int) -> tuple[float, float
     return float(np.mean(kept)), float(np.std(kept) / len(kept) ** 0.5)
 
 
+def drawing_seconds(gan, number: int = 2048) -> float:
+    """Median time of drawing a slice, in a set of so many."""
+
+    def draw():
+        gan.sample(number, seed=0)
+
+    return median_seconds(draw, 3) / number
+
+
 def saving_seconds(gan) -> float:
     """Median time of saving the complete state, read back included."""
     from utils.checkpoints import save_checkpoint
@@ -251,7 +260,7 @@ def print_around_the_step(gan, config: Config, step: float, rng) -> None:
     print(
         f"  saving the complete state         {saving:9.2f} s, {saving / (step * config.save_steps):.2%} of save_steps"
     )
-    drawing = median_seconds(lambda: gan.sample(2048, seed=0), 3) / 2048
+    drawing = drawing_seconds(gan)
     print(f"  drawing a slice                   {1e3 * drawing:9.3f} ms, {1 / drawing:.0f} slices/s")
     around = checkpoint / config.checkpt_batch + saving / config.save_steps
     print(f"  both, of the time of a run        {around / (step + around):9.2%}")
