@@ -29,13 +29,12 @@ from utils.scorecard import markdown, ranking, scorecard, table
 from utils.similarity import coarse, nearest_neighbours, oriented
 from utils.slice_writer import SliceWriter
 from utils.slices import has_split, open_slices
-from utils.training_search import TrainingSearch
+from utils.training_search import training_search
 from utils.transforms import transform
 from utils.version import VERSION
 
 GRID = 16  # slices in the picture of samples, of each kind
 PATHS, STEPS = 3, 8  # of the picture of interpolations
-SEARCHED = 8192  # training slices that neighbours are looked for in, spread over all universes
 
 
 def parse_arguments():
@@ -154,7 +153,7 @@ def real_slices(dataname: str, split: str, img_dim: int, datascale: float, numbe
     """The real side; runs that are compared share it as a rule."""
     training = open_slices(dataname, "train", img_dim)  # stays open, for the search reads from it
     with open_slices(dataname, split, img_dim) as slices:
-        return read_real(slices, training.mean, datascale, number, TrainingSearch(training, datascale, SEARCHED))
+        return read_real(slices, training.mean, datascale, number, training_search(training, datascale))
 
 
 def draw(job: Job, card: dict, generated: Generated, real: Real, likeness: Likeness, paths: np.ndarray) -> dict:

@@ -215,9 +215,9 @@ def begin_records(plan: RunPlan, folder: RunFolder) -> Checkpoint | None:
     config = plan.config
     changes = folder.check(config, resume=True)
     checkpoint, damaged = newest_checkpoint(folder.checkpoints)
-    done = checkpoint.meta["step"] if checkpoint else 0
-    before = plan_before(plan, changes, checkpoint)
-    check_length(plan, before, done, folder)
+    meta = checkpoint.meta if checkpoint else {}
+    done, before = meta.get("step", 0), plan.before(changes, meta)
+    plan.check_length(before, done, folder.path)
     folder.create()
     complaints = folder.cut_back(checkpoint)
     if done < plan.total_steps:
@@ -243,28 +243,6 @@ def begin_records(plan: RunPlan, folder: RunFolder) -> Checkpoint | None:
             "lr_schedule, r1_growth and match_histogram go by the part of the run that is done: another one now"
         )
     return checkpoint
-
-
-def plan_before(plan: RunPlan, changes: dict[str, tuple], checkpoint: Checkpoint | None) -> RunPlan:
-    """How long the run was to be when its state was saved: with the epochs, and the training slices, of then."""
-    epochs, _ = changes.get("Nepochs", (plan.config.Nepochs, None))
-    slices = checkpoint.meta.get("slices", plan.slices) if checkpoint else plan.slices
-    return RunPlan(dataclasses.replace(plan.config, Nepochs=epochs), slices)
-
-
-def check_length(plan: RunPlan, before: RunPlan, done: int, folder: RunFolder) -> None:
-    """Refuse a run that is over, unless it is to be just what it was, and one that would go on by itself."""
-    # What a run does at its end, a longer one has not done at this step.
-    if done > plan.total_steps or (done == plan.total_steps and plan.total_steps != before.total_steps):
-        raise UserError(
-            f"{folder.path} is at step {done} already, {plan.config.Nepochs} epochs end at step {plan.total_steps}: "
-            f"ask for more Nepochs"
-        )
-    if done == before.total_steps < plan.total_steps and plan.config.Nepochs == before.config.Nepochs:
-        raise UserError(
-            f"{folder.path} has ended, on {before.slices} training slices, and now there are {plan.slices}: train on "
-            f"them in another RUN, with --init-from {folder.path} if you like, or ask for more Nepochs"
-        )
 
 
 def set_up(

@@ -16,27 +16,11 @@ from utils.comparison import Generated, Real, compare, read_real, take_generated
 from utils.crops import PeriodicCrops
 from utils.likeness import alarms, likeness_scores
 from utils.noise import noise_floor
-from utils.similarity import ORIENTATIONS, coarse, nearest_neighbours, oriented
+from utils.similarity import ORIENTATIONS, oriented
 from utils.slices import SliceSet, open_slices
-from utils.training_search import Places, TrainingSearch
-from utils.transforms import transform
+from utils.training_search import MOST, PlaneSearch, SliceSearch
 
 A = 4.0
-SEARCHED = 8192
-
-
-class SearchAsTheyAre(TrainingSearch):
-    """The search of training slices that tile no planes, for comparison."""
-
-    at_all_shifts = False
-
-    def __init__(self, training: SliceSet):
-        self._rows = training.rows_spread(SEARCHED)
-        self._references = coarse(transform(training.read(self._rows), A))
-
-    def nearest(self, images) -> Places:
-        distance, index, orientation = nearest_neighbours(coarse(transform(images, A)), self._references, True)
-        return Places(distance, self._rows[index], np.zeros((len(images), 2), np.int64), orientation)
 
 
 def training_images(training: SliceSet, number: int, rng) -> np.ndarray:
@@ -72,15 +56,10 @@ def main():
         "the same with particle noise": rng.poisson(copies),
         "an eighth of the slices, anywhere": mixed[rng.permutation(len(mixed))],
     }
-    for name, make in (
-        ("slices as they are", lambda: SearchAsTheyAre(training)),
-        ("at all shifts", lambda: TrainingSearch(training, A, SEARCHED)),
-    ):
+    for name, kind in (("slices as they are", SliceSearch), ("at all shifts", PlaneSearch)):
         start = time.perf_counter()
-        search = make()
-        print(
-            f"{name}: prepared in {time.perf_counter() - start:.1f} s, {min(SEARCHED, len(training))} training slices"
-        )
+        search = kind(training, A)
+        print(f"{name}: prepared in {time.perf_counter() - start:.1f} s, {min(MOST, len(training))} training slices")
         real = read_real(test, training.mean, A, number, search)
         start, looked_for = time.perf_counter(), search.number(number)
         search.nearest(unseen[:looked_for])

@@ -14,8 +14,10 @@ from networks.device import processor_flags
 # Up to that many channels, a convolution of neighbouring pixels and a rearrangement are twice as fast.
 _FEW_CHANNELS = 4
 # Up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast in bfloat16; in
-# float32, with AVX2 alone, a convolution is 1.2 to 2.1 times as fast, from that many channels on both sides on.
+# float32, with AVX2 alone, a convolution is 1.2 to 2.1 times as fast, from that many channels on both sides on, but on
+# the smallest maps.
 _SMALL_SIDE = 8
+_TINY_SIDE = 4
 _MANY_CHANNELS = 128
 
 
@@ -102,7 +104,8 @@ def _kernel_gradient(images, upstream, kernel, stride):
     if _on_cpu() and upstream.shape[1] <= _SMALL_SIDE:
         if images.dtype == tf.bfloat16:
             return kernel_gradient_by_products(images, upstream, side, stride)
-        if images.dtype == tf.float32 and min(kernel.shape[2:]) >= _MANY_CHANNELS and _has_avx2_alone():
+        many = min(kernel.shape[2:]) >= _MANY_CHANNELS and upstream.shape[1] > _TINY_SIDE
+        if images.dtype == tf.float32 and many and _has_avx2_alone():
             return kernel_gradient_by_convolution(images, upstream, side, stride)
     return tf.raw_ops.Conv2DBackpropFilter(
         input=images,

@@ -12,7 +12,7 @@ from utils.scorecard import scorecard
 from utils.scores import DEFINITIONS
 from utils.slices import open_slices
 from utils.summaries import summarise
-from utils.training_search import TrainingSearch
+from utils.training_search import training_search
 
 A = 4.0
 
@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 def opened(folder, most=1000):
     validation, training = (open_slices("raw", split, 32, folder) for split in ("val", "train"))
-    return validation, training, TrainingSearch(training, A, most)
+    return validation, training, training_search(training, A, most)
 
 
 def test_real_side_is_what_the_files_hold(folder, monkeypatch):

@@ -61,7 +61,9 @@ def plain_transposed(images, kernel, stride):
 
 
 @pytest.mark.parametrize(
-    "ways", [{}, {"_FEW_CHANNELS": 0}, {"_MANY_CHANNELS": 0, "_has_avx2_alone": lambda: True}], ids=" ".join
+    "ways",
+    [{}, {"_FEW_CHANNELS": 0}, {"_MANY_CHANNELS": 0, "_TINY_SIDE": 0, "_has_avx2_alone": lambda: True}],
+    ids=" ".join,
 )
 @pytest.mark.parametrize(("ours", "plain"), [(convolve, plain_convolve), (convolve_transposed, plain_transposed)])
 def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, ways):

@@ -7,10 +7,11 @@ import pytest
 from tests.conftest import run_script
 from tests.log_normal import distances, universe
 from tests.universe_files import SCRIPT
+from utils.cli import UserError
 from utils.crops import PeriodicCrops
 from utils.similarity import coarse, oriented
 from utils.slices import open_slices
-from utils.training_search import TrainingSearch
+from utils.training_search import training_search
 from utils.transforms import transform
 
 A = 4.0
@@ -35,7 +36,7 @@ def sliced(folder, dim, side, universes=2, stride=8):
 def test_it_finds_what_brute_force_finds(tmp_path):
     """Slices of 16 pixels are compared at full resolution, so that the guess is the answer."""
     with sliced(tmp_path, 16, 32) as training:
-        search = TrainingSearch(training, A, len(training))
+        search = training_search(training, A, len(training))
         assert search.at_all_shifts
         images = np.stack([universe(9, 32)[plane, :16, :16] for plane in (1, 11, 23)])
         found = search.nearest(images)
@@ -69,7 +70,7 @@ def test_a_copy_is_found_wherever_it_begins(tmp_path, noisy):
         if noisy:
             copies = rng.poisson(copies)
         turned = np.concatenate([oriented(copies[[number]], number % 8) for number in range(12)])
-        search = TrainingSearch(training, A, len(training))
+        search = training_search(training, A, len(training))
         found, others = search.nearest(turned), search.nearest(universe(9, 128)[::32, :64, :64])
     np.testing.assert_array_equal(found.row, rows)
     np.testing.assert_array_equal(found.shift, shifts)
@@ -81,7 +82,7 @@ def test_a_copy_is_found_wherever_it_begins(tmp_path, noisy):
 
 def test_distances_are_those_of_the_coarse_images(tmp_path):
     with sliced(tmp_path, 64, 128, stride=32) as training:
-        search = TrainingSearch(training, A, len(training))
+        search = training_search(training, A, len(training))
         images = universe(9, 128)[::32, :64, :64]
         found = search.nearest(images)
         for number, image in enumerate(images):
@@ -96,11 +97,20 @@ def test_distances_are_those_of_the_coarse_images(tmp_path):
 def test_a_part_of_the_planes_is_searched(tmp_path):
     with sliced(tmp_path, 16, 32, stride=4) as training:
         assert len(training) == 2 * 8 * 4
-        search = TrainingSearch(training, A, 24)
+        search = training_search(training, A, 24)
         found = search.nearest(training.read(np.arange(len(training))))
         copies = np.flatnonzero(found.distance == 0)
     assert len(copies) == 24
     np.testing.assert_array_equal(np.unique(found.row[copies] // 4), [0, 2, 5, 8, 10, 13])  # spread over both universes
+
+
+def test_damage_is_no_reason_to_search_slices_as_they_are(tmp_path):
+    with sliced(tmp_path, 16, 32) as training:
+        with h5py.File(training.path, "r+") as file:
+            del file["corner"]
+            file["corner"] = np.zeros((3, 2), int)
+        with pytest.raises(UserError, match="raw_train.h5 .* damaged"):
+            training_search(training, A)
 
 
 def test_slices_that_tile_nothing_are_searched_as_they_are(tmp_path):
@@ -108,7 +118,7 @@ def test_slices_that_tile_nothing_are_searched_as_they_are(tmp_path):
     for split in ("train", "val"):
         np.save(tmp_path / f"raw_{split}.npy", stack[..., np.newaxis])
     with open_slices("raw", "train", 32, tmp_path) as training:
-        search = TrainingSearch(training, A, 1000)
+        search = training_search(training, A, 1000)
         assert not search.at_all_shifts
         assert search.number(5000) == 5000
         turned = oriented(stack[[3]], 5)

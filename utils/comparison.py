@@ -15,7 +15,7 @@ from utils.likeness import Likeness, compare_slices
 from utils.noise import PERMUTED_UNIVERSES
 from utils.slices import SliceSet
 from utils.summaries import BLOCKS, Summary, blocks_within, natural_resolution, summarise
-from utils.training_search import Places, TrainingSearch
+from utils.training_search import Places, PlaneSearch, SliceSearch
 
 _BATCH = 512  # real slices read at once
 _KEPT_BYTES = 2**28  # of densities kept in memory of each set
@@ -43,7 +43,7 @@ class Real:
     """(m, N, N) densities of the slices that are kept."""
     universe: np.ndarray
     """(m,) int64, group of each: its universe or, with fewer than three of them, its block."""
-    search: TrainingSearch | None
+    search: PlaneSearch | SliceSearch | None
     known: Known | None
     """Without a search nothing is known."""
 
@@ -58,7 +58,9 @@ class Generated:
     known: Known | None
 
 
-def read_real(slices: SliceSet, mean: float, a: float, number: int, search: TrainingSearch | None = None) -> Real:
+def read_real(
+    slices: SliceSet, mean: float, a: float, number: int, search: PlaneSearch | SliceSearch | None = None
+) -> Real:
     """Summarise `number` slices spread over all universes (all, where there are fewer).
 
     Parameters
@@ -70,7 +72,8 @@ def read_real(slices: SliceSet, mean: float, a: float, number: int, search: Trai
     a : float
         Density that maps to s = 0 (`datascale`).
     number : int
-    search : TrainingSearch, optional
+    search : PlaneSearch or SliceSearch, optional
+        Of `utils.training_search`.
         Without it the score `memorisation` is unknown.
 
     Raises
@@ -148,7 +151,7 @@ def compare(generated: Generated, real: Real) -> Likeness:
     )
 
 
-def _look_for(images: np.ndarray, search: TrainingSearch | None) -> Known | None:
+def _look_for(images: np.ndarray, search: PlaneSearch | SliceSearch | None) -> Known | None:
     if search is None:
         return None
     rows = _spread(len(images), search.number(len(images)))

@@ -12,6 +12,10 @@ from utils.slice_rows import telling_damage
 from utils.slices import SliceSet
 
 
+class NoPlanes(UserError):
+    """Slices do not tile planes, or do not say so."""
+
+
 class PeriodicCrops:
     """Cuts images anew from the planes that a set of slices was cut from.
 
@@ -22,9 +26,10 @@ class PeriodicCrops:
 
     Raises
     ------
+    NoPlanes
+        If the file does not say where its slices were cut, or they leave out a part of their planes.
     UserError
-        If the file does not say where its slices were cut, or is damaged there, or if slices leave out a part of
-        their planes.
+        If it is damaged there.
     """
 
     def __init__(self, slices: SliceSet):
@@ -36,7 +41,7 @@ class PeriodicCrops:
         first_of_universe = np.searchsorted(slices.universe, slices.universe)
         number = tile[:, 0] * sides + tile[:, 1]
         if (grid % slices.dim).any() or not np.array_equal(number, (rows - first_of_universe) % sides**2):
-            raise UserError(
+            raise NoPlanes(
                 f"random_crops = true needs slices that tile whole planes; in {slices.path} planes of {grid.max()} "
                 f"voxels a side are not filled by slices of {slices.dim}; choose an img_dim that divides it, or set "
                 f"random_crops to false"
@@ -95,7 +100,7 @@ def _places(slices: SliceSet) -> tuple[np.ndarray, np.ndarray]:
             if "corner" in file and "universes/grid" in file:
                 grid, corner = file["universes/grid"][...], file["corner"][...]
                 return grid[slices.universe], corner.reshape(len(slices), 2)
-    raise UserError(
+    raise NoPlanes(
         f"random_crops = true needs to know where slices were cut, which {slices.path} does not say; slice again with "
         f"data/slice_universes.py, or set random_crops to false"
     )
