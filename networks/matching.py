@@ -20,7 +20,7 @@ _BOUNDS = 21 + 1
 # A density that fewer pixels of either set reach is left out. So few, for the brightest pixels carry much of the power:
 # a quarter of them too many or too few is an error of 6 % in their density, by the slope that histograms have there.
 _MIN_PIXELS = 16
-# Brighter pixels than the training set's brightest are drawn now and then, and one alone put the density spectrum of 2048
+# Brighter pixels than the training set's brightest are drawn now and then; one alone put the density spectrum of 2048
 # slices 19 instead of 12 % off. None becomes brighter than that by more than this factor.
 _BEYOND = 2.0
 

@@ -109,7 +109,7 @@ def test_damage_is_no_reason_to_search_slices_as_they_are(tmp_path):
         with h5py.File(training.path, "r+") as file:
             del file["corner"]
             file["corner"] = np.zeros((3, 2), int)
-        with pytest.raises(UserError, match="raw_train.h5 .* damaged"):
+        with pytest.raises(UserError, match=r"raw_train.h5 .* damaged"):
             training_search(training, A)
 
 
