@@ -24,6 +24,7 @@ from utils.config import Config
 from utils.files import atomic_path, check_writable, clear_left_behind, write_text
 from utils.likeness import Likeness
 from utils.noise import noise_floor, p_values
+from utils.provenance import same_file
 from utils.runs import RunFolder, check_weights, find_weights, load_run_config
 from utils.scorecard import markdown, ranking, scorecard, table
 from utils.similarity import coarse, nearest_neighbours, oriented
@@ -49,7 +50,8 @@ def parse_arguments():
         help="best (the default), best_pspect, last, the number of an epoch, or a weights file",
     )
     parser.add_argument("--split", choices=("test", "val"), help="real slices to compare with (default: test, or val)")
-    parser.add_argument("--num-samples", type=int, default=2048, metavar="N", help="slices to generate (default: 2048)")
+    number = "slices to generate, and of real ones to take at most (default: 2048)"
+    parser.add_argument("--num-samples", type=int, default=2048, metavar="N", help=number)
     parser.add_argument("--seed", type=int, default=0, help="seed of the generated slices (default: 0)")
     parser.add_argument("--save-samples", type=Path, metavar="FILE.h5", help="write the generated slices to this file")
     parser.add_argument("--show", action="store_true", help="open the figures in windows too")
@@ -87,8 +89,9 @@ class Job:
         self.stamp = check_weights(self.weights, self.config)
         dataname = self.config.dataname
         self.split = arguments.split or ("test" if has_split(dataname, "test") else "val")
-        for split in (self.split, "train"):
-            open_slices(dataname, split, self.config.img_dim).close()
+        open_slices(dataname, self.split, self.config.img_dim).close()
+        with open_slices(dataname, "train", self.config.img_dim) as training:
+            self.same_training_set = same_file(self.folder.read_record(), "train", training.path)
         of_step = f" of step {self.stamp['step']}" if self.stamp else ""
         self.title = f"{arguments.tag} run {number}, {self.weights.name.removesuffix('.weights.h5')}{of_step}"
 
@@ -105,7 +108,8 @@ def analyse(job: Job, arguments) -> tuple[dict, list]:
     from networks.dcgan import density_function, draw_slices, load_generator
 
     generator = load_generator(folder.path, job.weights)
-    batches = draw_slices(density_function(generator), arguments.num_samples, arguments.seed, progress=True)
+    drawn = (config.img_dim, arguments.num_samples, arguments.seed)
+    batches = draw_slices(density_function(generator), *drawn, progress=True)
     provenance = {
         "tag": arguments.tag,
         "run": folder.path.name.removeprefix("run"),
@@ -129,6 +133,7 @@ def analyse(job: Job, arguments) -> tuple[dict, list]:
         "split": job.split,
         "real_slices": str(real.path),
         "redshift": real.redshift,
+        "same_training_set": job.same_training_set,
         "memorisation": "at all shifts" if real.search.at_all_shifts else "slices as they are",
     }
     print(f"{job.title}, against the {job.split} set\n{table(card)}")
@@ -172,7 +177,7 @@ def draw(job: Job, card: dict, generated: Generated, real: Real, likeness: Liken
         "bispectrum": plots_scorecard.bispectrum_figure(*summaries, **named),
         "peaks": plots_scorecard.peaks_figure(*summaries, **named),
         "minkowski": plots_scorecard.minkowski_figure(*summaries, **named),
-        "likeness": plots_scorecard.likeness_figure(likeness, **named),
+        "likeness": plots_scorecard.likeness_figure(likeness, groups=real.summary.groups()[1], **named),
         "pairs": plots_scorecard.pairs_figure(similar_pairs(job, generated, real), *scale, job.title),
         "interpolation": plots_scorecard.interpolation_figure(paths, *scale, job.title),
     }
@@ -233,6 +238,8 @@ def check_arguments(arguments, jobs: list[Job]) -> None:
     repeated = [number for number in arguments.runs if arguments.runs.count(number) > 1]
     if repeated:
         raise UserError(f"RUN {repeated[0]} is given twice")
+    if arguments.show:
+        plots.check_display()
     for job in jobs:
         check_writable(job.folder.analysis)
     path = arguments.save_samples

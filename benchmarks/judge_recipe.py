@@ -141,7 +141,7 @@ def drawn(folder: Path, weights: str, number: int, mapped: bool) -> Iterator[np.
     for layer in generator.layers:
         if isinstance(layer, HistogramMatching) and not mapped:
             layer.table.assign(np.zeros(layer.table.shape))  # no shift anywhere
-    return draw_slices(density_function(generator), number, 0)
+    return draw_slices(density_function(generator), generator.output_shape[-2], number, 0)
 
 
 def shuffled(slices: SliceSet, number: int) -> Iterator[np.ndarray]:

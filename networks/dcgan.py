@@ -28,8 +28,9 @@ _INITIAL_SIGMA = 0.02
 _CRITIC_UNITS = 64
 # Independent streams of random numbers of one draw, beside those of the noise.
 _ROUNDING, _UNMATCHED, _TURNING = 1, 2, 3
-# Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory.
-_SAMPLING_BATCH = 128
+# Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory, where slices
+# are large too.
+_SAMPLING_BATCH, _SAMPLING_PIXELS = 128, 2**21
 
 
 class Generator(keras.Model):
@@ -59,7 +60,7 @@ class Generator(keras.Model):
         ndarray, (number, N, N), float32
             Densities [particles per voxel; the cosmic mean is 1]; whole numbers with `dequantise` or `count_noise`.
         """
-        return np.concatenate(list(draw_slices(density_function(self), number, seed, progress)))
+        return np.concatenate(list(draw_slices(density_function(self), self.output_shape[-2], number, seed, progress)))
 
 
 def build_generator(config: Config) -> Generator:
@@ -228,13 +229,15 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
     return draw
 
 
-def draw_slices(draw, number: int, seed: int, progress: bool = False) -> Iterator[np.ndarray]:
+def draw_slices(draw, side: int, number: int, seed: int, progress: bool = False) -> Iterator[np.ndarray]:
     """Draw slices batch by batch, for sets of any size.
 
     Parameters
     ----------
     draw : callable
         The `density_function` of a generator, or its `unmatched_function`.
+    side : int
+        Pixels of its slices, N.
     number, seed, progress
         As for `Generator.sample`.
 
@@ -243,9 +246,10 @@ def draw_slices(draw, number: int, seed: int, progress: bool = False) -> Iterato
     ndarray, (n, N, N), float32
         Densities, or what the function draws; all batches together have `number` of them.
     """
-    for start in tqdm(range(0, number, _SAMPLING_BATCH), "generate", disable=None if progress else True):
+    batch = max(1, min(_SAMPLING_BATCH, _SAMPLING_PIXELS // side**2))
+    for start in tqdm(range(0, number, batch), "generate", disable=None if progress else True):
         # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
-        yield draw(_SAMPLING_BATCH, tf.constant((seed, start), tf.int64)).numpy()[: number - start]
+        yield draw(batch, tf.constant((seed, start), tf.int64)).numpy()[: number - start]
 
 
 def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Generator:

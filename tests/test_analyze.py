@@ -1,11 +1,13 @@
 """analyze_output.py as a user runs it."""
 
+import argparse
 import json
 import re
 import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -71,6 +73,21 @@ def test_it_writes_figures_scores_and_samples(analysed):
     assert {"bispectrum", "repetition", "memorisation"} <= card["scores"].keys()
     assert set(card["alarms"]) >= {"copied_fraction", "repeated_fraction", "mode_collapse"}
     assert process.stderr == ""
+    assert card["provenance"]["same_training_set"] is True
+
+
+def test_another_training_set_is_noticed(trained, tmp_path, monkeypatch):
+    """Sliced again with another seed, say, so that the run was trained on what now is the test set."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained / "data", "data")
+    shutil.copytree(trained / "expts", "expts")
+    arguments = argparse.Namespace(tag="tiny", weights="last", split=None)
+    assert analyze_output.Job(arguments, "7").same_training_set is True
+    with h5py.File("data/raw_train.h5", "r+") as file:
+        file.attrs["seed"] += 1
+    assert analyze_output.Job(arguments, "7").same_training_set is False
+    Path("expts/tiny/run7/run.json").unlink()
+    assert analyze_output.Job(arguments, "7").same_training_set is None
 
 
 def test_saved_samples_are_the_generators_with_provenance(analysed):
@@ -127,6 +144,7 @@ def test_several_runs_with_other_weights_and_split_are_ranked(trained):
         (["tiny", "7", "--weights", "9"], ["g_cosmo0009.weights.h5", "g_cosmo_last.weights.h5"]),
         (["tiny", "7", "--split", "train"], ["--split"]),
         (["tiny", "7", "--num-samples", "0"], ["--num-samples 0"]),
+        (["tiny", "7", "--show"], ["no display"]),
         (["tiny", "7", "--save-samples", "nowhere/x.h5"], ["nowhere", "does not exist"]),
         (["tiny", "7", "--save-samples", "x.txt"], ["x.txt", ".h5"]),
         (["tiny", "7", "--save-samples", "folder.h5"], ["folder.h5", "is a folder"]),

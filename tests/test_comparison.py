@@ -45,6 +45,18 @@ def test_real_side_is_what_the_files_hold(folder, monkeypatch):
     np.testing.assert_allclose(real.known.places.distance, expected, rtol=1e-6)
 
 
+def test_whole_particles_are_told_from_all_slices(tmp_path, monkeypatch):
+    """Not from the first alone: universes of counts may come before universes of fractions."""
+    monkeypatch.setattr(comparison, "_BATCH", 7)
+    images = slices(range(2))[0].astype(np.float32)
+    for name, last in (("counts", 0.0), ("mixed", 0.25)):
+        images[-1] += last
+        for split in ("train", "val"):
+            np.save(tmp_path / f"{name}_{split}.npy", images[..., np.newaxis])
+        found = read_real(open_slices(name, "val", 32, tmp_path), 3.0, A, 1000)
+        assert found.summary.settings.resolution == (1 / 8 if last else 1)
+
+
 def test_memory_is_bounded(folder, monkeypatch):
     monkeypatch.setattr(comparison, "_KEPT_SLICES", 70)
     validation, training, search = opened(folder, most=20)

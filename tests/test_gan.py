@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from networks.dcgan import draw_slices
 from networks.gan import GAN
 from networks.gradients import pairwise_gradients
 from networks.images import (
@@ -491,3 +492,15 @@ def test_dequantised_and_counted_samples_are_whole(tiny_config):
     for option in ("dequantise", "count_noise"):
         counts = GAN(dataclasses.replace(tiny_config, **{option: True})).sample(3, seed=1)
         np.testing.assert_array_equal(counts, np.floor(counts))
+
+
+@pytest.mark.parametrize(("side", "batch"), [(64, 128), (128, 128), (256, 32), (2048, 1)])
+def test_large_slices_are_drawn_few_at_a_time(side, batch):
+    drawn = []
+
+    def draw(number, seed):
+        drawn.append((number, *seed.numpy()))
+        return tf.zeros((number, 1, 1))
+
+    assert sum(map(len, draw_slices(draw, side, batch + 1, seed=7))) == batch + 1
+    assert drawn == [(batch, 7, 0), (batch, 7, batch)]

@@ -83,8 +83,8 @@ def test_power_spectrum_figure(pair):
 
 def test_pixel_histogram_figure(pair):
     generated, real = pair
-    edges = np.array([-0.5, 0.5, 1.5, 4.5, 20.5])
-    main, lower = plots.pixel_histogram_figure(generated, real, edges).axes
+    edges = plots.histogram_edges(generated, real)
+    main, lower = plots.pixel_histogram_figure(generated, real).axes
     assert main.get_yscale() == "log"
     assert "Fraction" in main.get_ylabel()
     assert "particles per voxel" in lower.get_xlabel()
@@ -92,17 +92,31 @@ def test_pixel_histogram_figure(pair):
     np.testing.assert_allclose(steps["Validation"].values, real.histogram_curve(edges).mean)
     np.testing.assert_allclose(steps["Generated"].values, generated.histogram_curve(edges).mean)
     np.testing.assert_allclose(steps["Validation"].edges, edges)
-    residual = 100 * (generated.histogram_curve(edges).mean / real.histogram_curve(edges).mean - 1)
+    found, expected = generated.histogram_curve(edges).mean, real.histogram_curve(edges).mean
+    residual = 100 * np.divide(found - expected, expected, out=np.full_like(expected, np.nan), where=expected > 0)
     drawn = [patch.get_data().values for patch in lower.patches if not patch.get_fill()]
     np.testing.assert_allclose(drawn[0], residual)
 
 
-def test_default_edges_hold_every_real_pixel(pair):
-    real = pair[1]
-    edges = plots.default_edges(real)
-    assert edges[0] < 0
-    assert edges[-1] > real.values[real.counts.sum(axis=0) > 0][-1]
-    np.testing.assert_array_equal(edges[:3], [-0.5, 0.5, 1.5])
+def test_the_histogram_holds_every_pixel_of_both_sets(images):
+    bright = images.copy()
+    bright[0, 0, 0] = 50 * images.max()
+    for generated, real in ((bright, images), (images, bright)):
+        found = summarise(generated, 4)
+        edges = plots.histogram_edges(found, summarise(real, 4))
+        np.testing.assert_array_equal(edges[:3], [-0.5, 0.5, 1.5])
+        assert edges[-1] > bright.max()
+        assert np.nansum(found.histogram_curve(edges).mean * np.diff(edges)) == pytest.approx(1)
+
+
+def test_pixels_brighter_than_any_real_one_are_marked(images):
+    bright = images.copy()
+    bright[0, 0, 0] = 50 * images.max()
+    real, found = summarise(images, 4), summarise(bright, 4)
+    lower = plots.pixel_histogram_figure(found, real).axes[1]
+    (above, *_) = (marks.get_offsets()[:, 0] for marks in lower.collections if len(marks.get_offsets()))
+    assert lower.get_xlim()[1] > bright.max()
+    assert above[-1] > images.max()
 
 
 def test_off_scale_residuals_are_marked(images):
@@ -154,17 +168,16 @@ def test_figures_need_no_pyplot():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_show_without_a_display_says_so(pair, monkeypatch):
+def test_no_display_to_show_on_is_told(monkeypatch):
     monkeypatch.setattr("matplotlib.pyplot.get_backend", lambda: "agg")
-    with pytest.raises(UserError, match="display"):
-        plots.show([plots.power_spectrum_figure(*pair)])
+    with pytest.raises(UserError, match="no display"):
+        plots.check_display()
 
 
 def test_show_hands_every_figure_to_pyplot(pair, monkeypatch):
     import matplotlib.pyplot as plt
 
     shown = []
-    monkeypatch.setattr(plt, "get_backend", lambda: "qtagg")
     monkeypatch.setattr(plt, "figure", shown.append)
     monkeypatch.setattr(plt, "show", lambda: shown.append("shown"))
     figures = [plots.power_spectrum_figure(*pair), plots.pixel_histogram_figure(*pair)]

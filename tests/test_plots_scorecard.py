@@ -94,6 +94,21 @@ def test_likeness(everything):
         assert len(ax.collections) == 2  # the two bootstrap bands
 
 
+def test_likeness_says_what_real_slices_were_told_apart_by(everything):
+    for groups in ("universes", "blocks"):
+        (*_, last) = likeness_figure(everything[2], groups=groups).axes[1].lines
+        assert last.get_label() == f"Validation, other {groups}"
+
+
+@pytest.mark.parametrize(("universes", "label"), [(2, "blocks of slices"), (4, "universes")])
+def test_scores_say_what_their_floor_is_of(everything, real_slices, universes, label):
+    images, universe = real_slices
+    few = universe < universes
+    card = everything_of(everything[4], images[few], universe[few], images[::5])[3]
+    legend = scores_figure(card).axes[0].get_legend()
+    assert legend.get_texts()[0].get_text() == f"68 % of other real {label}"
+
+
 def test_scores(everything):
     card = everything[3]
     (ax,) = scores_figure(card, "base").axes

@@ -9,9 +9,9 @@ import scipy.ndimage
 from tests.log_normal import distances, slices
 from utils.likeness import compare_slices
 from utils.noise import noise_floor, p_values
-from utils.scorecard import alarm_lines, filament_lines, markdown, ranking, scorecard, table
+from utils.scorecard import alarm_lines, caveat_lines, filament_lines, markdown, ranking, scorecard, table
 from utils.scores import DEFINITIONS, FAMILIES, figure_of_merit
-from utils.summaries import summarise
+from utils.summaries import blocks_within, summarise
 
 A = 4.0
 BLOCKS = 32
@@ -41,7 +41,8 @@ def card_of(generated, real, train, labels=None, p=False):
         summarise(images, A, mean=3.0, universe=universe),
     )
     known = distances(train, generated, images)
-    likeness = compare_slices(generated, images, A, universe, labels, known, pairs=300, cross=p)
+    group = universe if summaries[1].groups()[1] == "universes" else 8 * universe + blocks_within(universe)
+    likeness = compare_slices(generated, images, A, group, labels, known, pairs=300, cross=p)
     found = p_values(*summaries, likeness, repeats=99) if p else None
     return scorecard(*summaries, noise_floor(summaries[1], likeness, repeats=100), likeness, found)
 
@@ -106,6 +107,38 @@ def test_alarms_are_sounded(real, other, train):
     assert collapsed["alarms"]["mode_collapse"]
     assert any("ALARM: mode collapse" in line for line in alarm_lines(collapsed))
     assert "ALARM" in table(collapsed)
+
+
+@pytest.mark.parametrize("universes", [1, 2, 3, 4])
+def test_few_universes_are_enough_to_see_a_mode_collapse(other, train, universes):
+    noise = np.random.default_rng(0).poisson(0.2, other[0].shape)
+    few = slices(range(universes))
+    collapsed, sound = (card_of(generated, few, train) for generated in (other[0][:1] + noise, other[0]))
+    assert collapsed["alarms"]["mode_collapse"] is True
+    assert sound["alarms"]["mode_collapse"] is False
+    bad, good = (card["figure_of_merit"]["families"]["originality"] for card in (collapsed, sound))
+    assert bad > 2 * good
+
+
+def test_without_a_floor_a_collapse_is_neither_seen_nor_denied(other, train):
+    real = other[0][:2], other[1][:2]
+    assert card_of(other[0], real, train)["alarms"]["mode_collapse"] is None
+
+
+@pytest.mark.parametrize(("universes", "words"), [(2, "blocks of slices, an indication only"), (3, "universes")])
+def test_what_merit_is_measured_by_is_told(other, train, universes, words):
+    assert f"as good as other real {words})" in table(card_of(other[0], slices(range(universes)), train))
+
+
+def test_caveats(other, real, train):
+    card = card_of(other[0], real, train)
+    assert caveat_lines(card | {"provenance": {"match_histogram": False, "same_training_set": None}}) == []
+    (line,) = caveat_lines(card | {"provenance": {"match_histogram": True, "same_training_set": True}})
+    assert "ks" in line
+    assert "fitted" in line
+    changed = card | {"provenance": {"match_histogram": False, "same_training_set": False}}
+    assert "CAUTION: the training set is not the one" in table(changed)
+    assert "CAUTION: the training set is not the one" in markdown(changed, "run")
 
 
 def test_which_way_filaments_differ_is_said(real, other, train):

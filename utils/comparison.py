@@ -84,16 +84,15 @@ def read_real(
     rows = slices.rows_spread(number)
     universe = np.zeros(len(rows), np.int64) if slices.universe is None else slices.universe[rows].astype(np.int64)
     block = blocks_within(universe)  # told here because a universe may span batches
-    summary, resolution = None, None
+    kept = _spread(len(rows), _limit(slices.dim))
+    images = slices.read(rows[kept])
+    resolution = natural_resolution(images)
+    summary = None
     for start in range(0, len(rows), _BATCH):
         part = slice(start, start + _BATCH)
-        images = slices.read(rows[part])
-        resolution = resolution or natural_resolution(images)
-        added = summarise(images, a, slices.pixel_size, mean, universe[part], block[part], resolution)
+        added = summarise(slices.read(rows[part]), a, slices.pixel_size, mean, universe[part], block[part], resolution)
         summary = added if summary is None else summary + added
-    kept = _spread(len(rows), _limit(slices.dim))
     group = universe[kept] if summary.groups()[1] == "universes" else universe[kept] * BLOCKS + block[kept]
-    images = slices.read(rows[kept])
     return Real(slices.path, slices.redshift, summary, images, group, search, _look_for(images, search))
 
 

@@ -131,19 +131,23 @@ def likeness_scores(likeness: Likeness, generated, real, candidates=None) -> dic
     Returns
     -------
     dict of str to float
-        By the names in `DEFINITIONS`; NaN where a set has fewer than two different groups, images are too small for
+        By the names in `DEFINITIONS`; NaN where a set has too few slices or groups to compare, images are too small for
         MS-SSIM, or none was looked for in the training set.
     """
     sides = [np.asarray(weights, dtype=np.float64) for weights in (generated, real)]
     similarity, of_real = (mean_similarity(likeness, weights) for weights in sides)
-    of_real_apart = mean_similarity(likeness, sides[1], apart=True)
+    apart, of_real_apart = (mean_similarity(likeness, weights, apart=True) for weights in sides)
+    diversity = abs(similarity - of_real)
+    # Two sets of one group each, as are drawn from three universes, have no pairs of different groups to compare.
+    if not np.isnan([apart, of_real_apart]).all():
+        diversity = np.minimum(diversity, abs(similarity - of_real_apart))
     own, real_own, real_apart = (
         _distribution(likeness, "repetition", side, candidates, apart)
         for side, apart in ((sides[0], False), (sides[1], False), (sides[1], True))
     )
     return {
         # NumPy's minimum and maximum hand NaN on.
-        "diversity": float(np.minimum(abs(similarity - of_real), abs(similarity - of_real_apart))),
+        "diversity": float(diversity),
         "repetition": float(np.maximum(_ks(own, real_own, one_sided=True), _ks(real_apart, own, one_sided=True))),
         "memorisation": _ks(*(_distribution(likeness, "memorisation", side) for side in sides)),
     }
@@ -211,8 +215,7 @@ def likeness_curve(likeness: Likeness, name: str, generated: bool, points, repea
     resampled = np.stack([fractions(draw) for draw in draws])
     known = ~np.isnan(resampled).any(axis=1)
     low, high = np.percentile(resampled[known], (16, 84), axis=0) if known.any() else np.full((2, len(points)), np.nan)
-    scatter = np.full_like(mean, np.nan)
-    return Curve(mean, scatter, scatter, low, high, "groups")
+    return Curve(mean, np.full_like(mean, np.nan), low, high, "groups")
 
 
 def likeness_range(likeness: Likeness, name: str, number=200) -> np.ndarray:

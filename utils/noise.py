@@ -28,8 +28,7 @@ class NoiseFloor:
     reliable: bool
     """Whether whole universes were resampled."""
     universes: int
-    groups: int
-    """Universes or blocks that were resampled."""
+    """Of the real slices, as far as they are told apart."""
     slices: int
     """Number of slices that `chisq` counts."""
     repeats: int
@@ -85,8 +84,9 @@ def noise_floor(real: Summary, likeness: Likeness | None = None, repeats=200, se
     else:
         basis = f"{universes} whole universes resampled with replacement, {number - 2} at a time"
         if kind == "blocks":
+            told = "are not told apart by universe" if universes == 1 else f"are of {universes} universes"
             basis = (
-                f"{number} blocks of slices within {universes} universe(s), resampled with replacement: an indication"
+                f"{number} blocks of slices, which {told}, resampled with replacement: an indication"
                 " only, for blocks of a universe share its structures (too low) and its fixed mass (too high)"
             )
         rng = np.random.default_rng(seed)
@@ -109,7 +109,6 @@ def noise_floor(real: Summary, likeness: Likeness | None = None, repeats=200, se
         basis=basis,
         reliable=kind == "universes",
         universes=universes,
-        groups=number,
         slices=slices,
         repeats=repeats,
         seed=seed,

@@ -78,33 +78,30 @@ def sample_grid(images, cscale, datascale, pixel_size, title=None, real=None, re
     return figure
 
 
-def pixel_histogram_figure(
-    generated: Summary, real: Summary, edges=None, title=None, real_label="validation"
-) -> Figure:
+def pixel_histogram_figure(generated: Summary, real: Summary, title=None, real_label="validation") -> Figure:
     """Draw the pixel-intensity histogram: fraction of the pixels per unit of density, and the residual in per cent.
 
     The density axis is linear up to 1 and logarithmic beyond, so that the empty pixels, which are the majority, and
-    the rare bright tail are both seen. The light band is the scatter between real universes; those in the lower
-    panel hold 68 % of the means over resampled universes, real and generated.
+    the rare bright tail are both seen. There is one bin per density at first, then they are of even width in the
+    logarithm, up to the brightest pixel of either set. The light band is the scatter between real universes; those in
+    the lower panel hold 68 % of the means over resampled universes, real and generated.
 
     Parameters
     ----------
     generated, real : Summary
         Of the same settings.
-    edges : (nbins + 1,) array, optional
-        Densities; by default one bin per density at first, then bins of even width in the logarithm.
     title : str, optional
     real_label : str
         What the real slices are.
     """
     figure, main, lower = two_panels(title)
-    draw_histogram(main, lower, generated, real, edges, real_label)
+    draw_histogram(main, lower, generated, real, real_label)
     return figure
 
 
-def draw_histogram(main, lower, generated: Summary, real: Summary, edges=None, real_label="validation") -> None:
+def draw_histogram(main, lower, generated: Summary, real: Summary, real_label="validation") -> None:
     """Draw what `pixel_histogram_figure` shows into two axes that share x."""
-    edges = default_edges(real) if edges is None else np.asarray(edges, dtype=np.float64)
+    edges = histogram_edges(generated, real)
     curve, other = real.histogram_curve(edges), generated.histogram_curve(edges)
     main.stairs(curve.mean, edges, baseline=None, label=real_label.capitalize(), **REAL_LINE)
     main.stairs(other.mean, edges, baseline=None, label="Generated", **GENERATED_LINE)
@@ -113,8 +110,8 @@ def draw_histogram(main, lower, generated: Summary, real: Summary, edges=None, r
     draw_residual(lower, edges, other, curve)
 
     main.set_yscale("log")
-    positive = curve.mean[curve.mean > 0]
-    main.set_ylim(positive.min() / 5.0, positive.max() * 3.0)
+    lowest = min(side.mean[side.mean > 0].min() for side in (curve, other))
+    main.set_ylim(lowest / 5.0, curve.mean[curve.mean > 0].max() * 3.0)
     main.set_ylabel("Fraction of pixels per unit density")
     main.legend(frameon=False)
     lower.set_xscale("symlog", linthresh=1.0, linscale=0.6)
@@ -170,11 +167,11 @@ def draw_power_spectrum(main, lower, generated: Summary, real: Summary, real_lab
     lower.set_xlabel(r"Wave number $k$ [$h$/Mpc]")
 
 
-def default_edges(summary: Summary) -> np.ndarray:
-    """Bin edges around 0, 1, 2, ... times the resolution, then widening, up to the largest density of a summary."""
-    top = summary.counts.shape[1]
+def histogram_edges(*summaries: Summary) -> np.ndarray:
+    """Bin edges around 0, 1, 2, ... times the resolution, then widening, up to the largest density of any summary."""
+    top = max(summary.counts.shape[1] for summary in summaries)
     numbers = np.unique(np.rint(np.geomspace(1, top, 33)))
-    return (np.concatenate([[0.0], numbers]) - 0.5) * summary.settings.resolution
+    return (np.concatenate([[0.0], numbers]) - 0.5) * summaries[0].settings.resolution
 
 
 def to_rgb_array(figure: Figure) -> np.ndarray:
@@ -197,19 +194,21 @@ def save_png_and_pdf(figure: Figure, stem: str | os.PathLike) -> None:
     save(figure, f"{stem}.pdf")
 
 
-def show(figures: Sequence[Figure]) -> None:
-    """Open a window for each figure and wait until all are closed.
+# The only places for pyplot, which alone picks a window system, and must not do so in a training process.
 
-    Raises
-    ------
-    UserError
-        There is no display to open a window on.
-    """
-    # The only place for pyplot: it alone picks a window system, and it must not do so in a training process.
+
+def check_display() -> None:
+    """Refuse (`UserError`) to `show` figures where there is no display to open a window on."""
     import matplotlib.pyplot as plt
 
     if plt.get_backend().lower() == "agg":  # what pyplot falls back on
-        raise UserError("no display to show the figures on; they are complete in their files")
+        raise UserError("there is no display for --show to open windows on; leave it out, the figures are files too")
+
+
+def show(figures: Sequence[Figure]) -> None:
+    """Open a window for each figure and wait until all are closed."""
+    import matplotlib.pyplot as plt
+
     for figure in figures:
         plt.figure(figure)
     plt.show()
@@ -285,7 +284,8 @@ def panel_pair(figure):
 def draw_residual(ax, x, generated: Curve, real: Curve) -> None:
     """Generated/real − 1 in per cent over bins (`x` are edges) or at points, and bootstrap bands of both.
 
-    The scale shows nine tenths of the residuals; a triangle at the frame stands for one beyond it.
+    The scale shows nine tenths of the residuals; a triangle at the frame stands for one beyond it, which something
+    generated where nothing is real always is.
     """
     known = real.mean != 0
 
@@ -309,7 +309,8 @@ def draw_residual(ax, x, generated: Curve, real: Curve) -> None:
     ax.axhline(0.0, color=REAL, lw=1.0)
     worst = np.nanpercentile(np.abs(residual), 90) if known.any() else 0.0
     limit = next((limit for limit in _RESIDUAL_LIMITS if limit >= worst), _RESIDUAL_LIMITS[-1])
-    for beyond, edge, marker in ((residual > limit, 0.93, "^"), (residual < -limit, 0.07, "v")):
+    unheard_of = ~known & (generated.mean > 0)
+    for beyond, edge, marker in (((residual > limit) | unheard_of, 0.93, "^"), (residual < -limit, 0.07, "v")):
         ax.scatter(
             x[beyond], np.full(beyond.sum(), edge), 14, GENERATED, marker=marker, transform=ax.get_xaxis_transform()
         )

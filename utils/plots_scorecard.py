@@ -120,16 +120,17 @@ def draw_minkowski(main, lower, generated: Summary, real: Summary, row: int, rea
     lower.xaxis.set_minor_formatter(NullFormatter())
 
 
-def likeness_figure(likeness: Likeness, title=None, real_label="validation") -> Figure:
+def likeness_figure(likeness: Likeness, title=None, real_label="validation", groups="universes") -> Figure:
     """Draw the cumulative distributions behind diversity, repetition and memorisation, with bootstrap bands.
 
     Generated slices to the right of real ones in the first panel: less diverse. To the left in the others: nearer
     to one another, or to the training set, than real slices are. Neighbouring real slices of one universe resemble
-    each other; the dashed curve, of neighbours in other universes only, shows how much that is.
+    each other; the dashed curve, of neighbours in other universes only, shows how much that is. `groups` is what the
+    real slices were told apart by, "universes" or "blocks".
     """
     figure = Figure(figsize=(12.0, 4.0), layout="constrained")
     for ax, name in zip(figure.subplots(1, 3, sharey=True), _LIKENESS_LABELS, strict=True):
-        draw_likeness(ax, likeness, name, real_label)
+        draw_likeness(ax, likeness, name, real_label, groups)
     figure.axes[0].set_ylabel("Fraction at or below")
     if drawn := [ax for ax in figure.axes if ax.lines]:
         drawn[0].legend(frameon=False, loc="lower right")
@@ -140,7 +141,7 @@ def likeness_figure(likeness: Likeness, title=None, real_label="validation") -> 
     return figure
 
 
-def draw_likeness(ax, likeness: Likeness, name: str, real_label="validation") -> None:
+def draw_likeness(ax, likeness: Likeness, name: str, real_label="validation", groups="universes") -> None:
     """Draw one cumulative distribution; says so where it is unknown."""
     points = likeness_range(likeness, name)
     ax.set_xlabel(_LIKENESS_LABELS[name])
@@ -152,12 +153,12 @@ def draw_likeness(ax, likeness: Likeness, name: str, real_label="validation") ->
     _curve_pair(ax, points, other, curve, real_label)
     if name == "repetition":
         apart = likeness_curve(likeness, name, False, points, apart=True)
-        ax.plot(points, apart.mean, color=REAL, lw=1.2, ls="--", label=f"{real_label.capitalize()}, other universes")
+        ax.plot(points, apart.mean, color=REAL, lw=1.2, ls="--", label=f"{real_label.capitalize()}, other {groups}")
     ax.set_ylim(0.0, 1.0)
 
 
 def scores_figure(card: dict, title=None) -> Figure:
-    """Draw the ratio of every score to its noise floor, and the interval that other real universes fill."""
+    """Draw the ratio of every score to its noise floor, and the interval that other real universes (or blocks) fill."""
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     ax = figure.subplots()
     draw_scores(ax, card)
@@ -170,6 +171,7 @@ def draw_scores(ax, card: dict) -> None:
     """Draw what `scores_figure` shows into one axis, by families of scores."""
     names = [name for members in FAMILIES.values() for name in members if name in card["scores"]]
     shown = [name for name in names if card["scores"][name]["ratio"] is not None]
+    others = "universes" if card["noise_floor"]["reliable"] else "blocks of slices"
     for place, name in enumerate(names):
         score = card["scores"][name]
         if name not in shown:
@@ -178,7 +180,7 @@ def draw_scores(ax, card: dict) -> None:
             )
             continue
         low, high = (bound / score["noise_floor"] for bound in score[f"noise_floor_{LOW}_{HIGH}"])
-        label = ("68 % of other real universes", "Generated") if name == shown[0] else (None, None)
+        label = (f"68 % of other real {others}", "Generated") if name == shown[0] else (None, None)
         ax.plot([low, high], [place, place], color=REAL, alpha=0.35, lw=7, solid_capstyle="butt", label=label[0])
         # Zero, a perfect score, has no place on a logarithmic axis: it is drawn at the lower end.
         ax.plot(max(score["ratio"], 0.1), place, "o", color=GENERATED, ms=6, label=label[1])

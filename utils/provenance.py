@@ -55,6 +55,15 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
     }
 
 
+def same_file(record: dict, split: str, path: Path) -> bool | None:
+    """Whether the slice file of a split is, wherever it lies, the one that the last start of a run had; None if the
+    record does not say."""
+    recorded = record.get("data", {}).get(split)
+    if recorded is None:
+        return None
+    return recorded | {"path": str(path)} == _fingerprint(path)
+
+
 def used_xla(record: dict) -> bool | None:
     """Whether steps were compiled by XLA, which draws other random numbers, at the start that the record is of; None if
     that is not known."""

@@ -88,14 +88,14 @@ def table(card: dict) -> str:
         lines.append(f"{name:20}{cells[0]:>14}{cells[1]:>14}{cells[2]:>10}{cells[3] if score['p'] else '-':>9}")
     lines.append(f"ratio 1: as far from the real slices as other real universes are; {card['noise_floor']['basis']}")
     lines.append(merit_line(card))
-    lines.extend([*alarm_lines(card), *filament_lines(card), *fitted_lines(card)])
+    lines.extend([*alarm_lines(card), *filament_lines(card), *caveat_lines(card)])
     return "\n".join(lines)
 
 
 def markdown(card: dict, title: str) -> str:
     """The scorecard as a page of Markdown."""
     lines = [f"# {title}", "", merit_line(card), ""]
-    lines += [f"- {line}" for line in (*alarm_lines(card), *filament_lines(card), *fitted_lines(card))] + [""]
+    lines += [f"- {line}" for line in (*alarm_lines(card), *filament_lines(card), *caveat_lines(card))] + [""]
     lines += ["| score | value | unit | noise floor (68 %) | ratio | p |", "| --- | --- | --- | --- | --- | --- |"]
     for name, score in card["scores"].items():
         low, high = score[f"noise_floor_{LOW}_{HIGH}"]
@@ -137,8 +137,9 @@ def merit_line(card: dict) -> str:
     merit = card["figure_of_merit"]
     if merit["value"] is None:
         return "figure of merit: unknown, for no noise floor is"
+    others = "universes" if card["noise_floor"]["reliable"] else "blocks of slices, an indication only"
     return (
-        f"figure of merit: {_cell(merit['value'])} (1: as good as other real universes);"
+        f"figure of merit: {_cell(merit['value'])} (1: as good as other real {others});"
         f" worst: {merit['worst']}, ratio {_cell(merit['worst_ratio'])}"
     )
 
@@ -171,12 +172,18 @@ def filament_lines(card: dict) -> list[str]:
     ]
 
 
-def fitted_lines(card: dict) -> list[str]:
-    """Which scores say little of the networks, in a sentence, where any do."""
-    if not card.get("provenance", {}).get("match_histogram"):
-        return []
-    names = ", ".join((*FAMILIES["pixels"], "minkowski_area"))
-    return [f"fitted to the training set by match_histogram, no test of the networks: {names}"]
+def caveat_lines(card: dict) -> list[str]:
+    """What the scores cannot be taken for, by what the generator was made with, in a sentence each."""
+    provenance, lines = card.get("provenance", {}), []
+    if provenance.get("match_histogram"):
+        names = ", ".join((*FAMILIES["pixels"], "minkowski_area"))
+        lines.append(f"fitted to the training set by match_histogram, no test of the networks: {names}")
+    if provenance.get("same_training_set") is False:
+        lines.append(
+            "CAUTION: the training set is not the one that the run was trained on, which may have had the universes"
+            " that it is compared with here"
+        )
+    return lines
 
 
 def _entry(name: str, value: float, floor: NoiseFloor, slices, p: float) -> dict:
@@ -215,10 +222,12 @@ def _merit(ratios: dict[str, float | None]) -> dict:
 
 
 def _alarms(likeness: Likeness, diversity_ratio: float | None) -> dict:
-    """Numbers that should give alarm, and whether the first does."""
+    """Numbers that should give alarm, and whether the first does: None where its ratio is unknown."""
     found = alarms(likeness)
-    collapsed = (diversity_ratio or 0.0) > COLLAPSED and found["ms_ssim_generated"] > found["ms_ssim_real"]
-    return {name: _json(value) for name, value in found.items()} | {"mode_collapse": bool(collapsed)}
+    collapsed = None
+    if diversity_ratio is not None:
+        collapsed = bool(diversity_ratio > COLLAPSED and found["ms_ssim_generated"] > found["ms_ssim_real"])
+    return {name: _json(value) for name, value in found.items()} | {"mode_collapse": collapsed}
 
 
 def _pixels(summary: Summary) -> dict:

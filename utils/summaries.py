@@ -50,8 +50,6 @@ class Curve(NamedTuple):
     mean: np.ndarray
     scatter: np.ndarray
     """Standard deviation between universes (or blocks of slices); NaN for a single one."""
-    error: np.ndarray
-    """Standard error of the mean from that scatter; from blocks an indication only."""
     low: np.ndarray
     """16th percentile of the mean over resampled universes (or blocks); NaN for a single one."""
     high: np.ndarray
@@ -296,13 +294,13 @@ def _curve(sums: np.ndarray, slices: np.ndarray, kind: str) -> Curve:
     mean = sums.sum(axis=0) / slices.sum()
     if number < 2:
         unknown = np.full_like(mean, np.nan)
-        return Curve(mean, unknown, unknown, unknown, unknown, kind)
+        return Curve(mean, unknown, unknown, unknown, kind)
     scatter = (sums / slices.reshape(-1, *[1] * mean.ndim)).std(axis=0, ddof=1)
     # One draw fewer than there are groups makes the variance of the resampled mean that of the mean itself.
     draws = np.random.default_rng(0).multinomial(number - 1, np.full(number, 1 / number), size=_BOOTSTRAPS)
     means = np.tensordot(draws, sums, axes=1) / (draws @ slices).reshape(-1, *[1] * mean.ndim)
     low, high = np.percentile(means, (16, 84), axis=0)
-    return Curve(mean, scatter, scatter / np.sqrt(number), low, high, kind)
+    return Curve(mean, scatter, low, high, kind)
 
 
 def _merge(settings: Settings, labels: np.ndarray, sums: dict[str, np.ndarray]) -> Summary:
