@@ -115,7 +115,7 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
     folder = RunFolder(config.tag, arguments.run)
     config = folder.settled(config)
     folder.check(config, arguments.resume)
-    if arguments.init_from and not saved_steps(folder.checkpoints):
+    if arguments.init_from is not None and not saved_steps(folder.checkpoints):
         for network in ("g", "d"):
             check_weights(find_weights(arguments.init_from, "last", network), config)
 
@@ -186,13 +186,13 @@ def train(
                 check_finite(gan, folder.checkpoints)
 
             if due.match:
-                with watch.measure("matching"):
+                with watch.measure("matching"), slices_finite(gan, folder.checkpoints):
                     gan.match_histogram()
             if due.log:
                 log.info(progress_line(step, plan, losses, pace(watch, step - first_step, config.batchsize)))
             if due.checkpoint:
                 timing = pace(watch, step - first_step, config.batchsize) | {"wait_share": batches.waited / watch.total}
-                with watch.measure("monitor"):
+                with watch.measure("monitor"), slices_finite(gan, folder.checkpoints):
                     evaluate(gan, monitor, folder, step / plan.epoch_steps, timing)
             if due.weights:
                 # Epochs count from 0 in the names, as they did in the old suite.
@@ -220,8 +220,6 @@ def begin_records(plan: RunPlan, folder: RunFolder) -> Checkpoint | None:
     plan.check_length(before, done, folder.path)
     folder.create()
     complaints = folder.cut_back(checkpoint)
-    if done < plan.total_steps:
-        folder.rename_last_weights(before.config.Nepochs)
     start_log(folder.log)
     log.info("run %s", folder.path)
     log.debug("configuration\n%s", config.to_yaml())
@@ -234,7 +232,8 @@ def begin_records(plan: RunPlan, folder: RunFolder) -> Checkpoint | None:
         log.warning("%s was %s, is %s from here on", key, old, new)
     if plan.epoch_steps != before.epoch_steps:
         log.warning(
-            "there were %d training slices, now there are %d: an epoch had %d steps, has %d from here on",
+            "there were %d training slices, now there are %d: an epoch had %d steps, has %d from here on, and weights "
+            "that are named by their epoch replace those of the same name",
             *(before.slices, plan.slices, before.epoch_steps, plan.epoch_steps),
         )
     by_part = config.lr_schedule != "constant" or config.r1_growth != 1 or config.match_histogram
@@ -276,6 +275,8 @@ def set_up(
     gan = build_gan(plan, training, machine)
     monitor = Monitor(plan.config, validation, training.mean, folder)
     set_weights(gan, monitor, folder, checkpoint, arguments.init_from)
+    if gan.step < plan.total_steps:
+        folder.rename_last_weights()
     folder.write_config(plan.config)
     folder.write_record(record)
     if not checkpoint:
@@ -300,9 +301,9 @@ def set_weights(gan, monitor, folder: RunFolder, checkpoint: Checkpoint | None, 
         checkpoint.arrays.clear()
         monitor.best |= checkpoint.meta["best"]
         log.info("resumed at step %d from %s", gan.step, checkpoint.path)
-        if init_from:
+        if init_from is not None:
             log.warning("--init-from %s is ignored: the run has weights of its own", init_from)
-    elif init_from:
+    elif init_from is not None:
         gan.load_weights(init_from)
         log.info("weights from %s", init_from)
 
@@ -323,16 +324,17 @@ def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: Stop
     print(f"{crew.cluster.name(crew.rank)} of {crew.size} computes its share; the first one writes log and results")
     gan = build_gan(plan, training, machine)
     gan.share_state()
-    first_step = gan.step
+    first_step, where = gan.step, "the first worker's run folder"
     with open_stream(plan, training, gan.step, crew) as batches:
         for densities in batches:
             gan.train_on_densities(densities)
             due = plan.due(gan.step, first_step)
             stopping = asked_to_stop(gan, crew, stop, due)
             if any(due) or stopping:
-                check_finite(gan, "the first worker's run folder")
+                check_finite(gan, where)
             if due.match:
-                gan.match_histogram()
+                with slices_finite(gan, where):
+                    gan.match_histogram()
             if stopping and not due.end:
                 raise Stopped(f"stopped by {stopping} after step {gan.step}; the first worker has saved everything")
 
@@ -364,6 +366,12 @@ def build_gan(plan: RunPlan, training: SliceSet, machine):
         raise UserError(
             f"batchsize = {config.batchsize} cannot be shared equally by {replicas} replicas; choose a multiple of "
             f"their number"
+        )
+    if config.batchsize // (1 if config.sync_batchnorm else replicas) < 2:
+        # Of one image's mean and variance nothing is left of the noise that it is made from.
+        raise UserError(
+            f"batchsize = {config.batchsize} gives each of {replicas} replicas one image, and batch norm needs two at "
+            f"least; choose a larger batchsize{', or sync_batchnorm = true' if config.batchsize > 1 else ''}"
         )
     from networks.gan import GAN
     from networks.losses import measure_training_set
@@ -411,6 +419,15 @@ def check_finite(gan, where) -> None:
     if divergence:
         step, tensor = divergence
         raise Diverged(f"{tensor} was not finite in step {step}", where)
+
+
+@contextlib.contextmanager
+def slices_finite(gan, where):
+    """The same for what is drawn from the generator, of which losses and gradients were still finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise Diverged(f"{error} after step {gan.step}", where) from error
 
 
 def save_weights(gan, folder: RunFolder, name: str, scores: dict[str, float] | None = None) -> None:

@@ -233,6 +233,8 @@ def join_all(job: Job, found: list[Found], shards: ShardFolder) -> dict[str, Joi
             f"{slice_path(job.out, split)}: {file.slices} slices from {file.universes} universe(s), "
             f"pixels from {file.minimum:g} to {file.maximum:g}, mean {file.mean:.5f}"
         )
+    if "val" not in joined:
+        print("there is no validation file, without which train.py and analyze_output.py do not take the others")
     unused = shards.all() - {shard.path for shard in ordered}
     if unused:
         size = sum(path.stat().st_size for path in unused)
@@ -262,7 +264,8 @@ def parse_arguments() -> Job:
     add("--stride", type=int, default=8, metavar="N", help="take every Nth plane")
     add("--axes", choices=("0", "012"), default="0", help="take planes across the first axis, or across all three")
     add("--redshift", type=float, default=0.0, metavar="Z", help="which snapshot to take, by its redshift")
-    add("--val-fraction", type=float, default=0.1, metavar="F", help="share of universes for validation, 0: no file")
+    share = "share of universes for validation, without which nothing trains; 0: no file"
+    add("--val-fraction", type=float, default=0.1, metavar="F", help=share)
     add("--test-fraction", type=float, default=0.1, metavar="F", help="share of universes for the test, 0: no file")
     add("--out", type=Path, default=HERE / "raw", metavar="NAME", help="beginning of the names of the files to write")
     add("--seed", type=int, default=0, help="decides which universe goes to which file")

@@ -75,14 +75,19 @@ def start_tensorflow(
         raise UserError(
             "--strategy multiworker needs other workers: set TF_CONFIG in every process, or start them with srun"
         )
+    if choice == "single" and devices and devices > 1:
+        raise UserError(f"--devices {devices} with --strategy single: a step on several devices is mirrored")
     # Of several workers, the loss of one makes TensorFlow write several lines beside the exception that says the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if cluster else "2")
     use_onednn()
     with _stderr_to_log():
         import tensorflow as tf
 
-        names = _choose_devices(tf, devices)
+        names = _choose_devices(tf, 1 if choice == "single" else devices)
         if choice in ("auto", "multiworker") and cluster:
+            if names[1:] and not tf.config.get_visible_devices("GPU"):
+                # TensorFlow would use the first of them, and say nothing.
+                raise UserError(f"--devices {devices}: without GPUs each of several workers computes on one device")
             kind, strategy = "multiworker", _join(tf, cluster, lambda: meet(names))
         elif choice == "mirrored" or (choice == "auto" and len(names) > 1):
             kind, strategy = "mirrored", tf.distribute.MirroredStrategy(names)

@@ -195,21 +195,34 @@ class GAN:
         return self.average_generator or self.generator
 
     def sample(self, number: int, seed: int) -> np.ndarray:
-        """Densities (number, N, N), float32, from `sampling_generator` as it is now."""
-        return np.concatenate(list(draw_slices(self._density_function, number, seed)))
+        """Densities (number, N, N), float32, from `sampling_generator` as it is now.
+
+        Raises
+        ------
+        FloatingPointError
+            A density is not finite: losses and gradients may all have been, and an update too large.
+        """
+        return self._finite(self._density_function, number, seed)
+
+    def _finite(self, draw, number: int, seed: int) -> np.ndarray:
+        images = np.concatenate(list(draw_slices(draw, self.config.img_dim, number, seed)))
+        if not np.isfinite(images).all():
+            raise FloatingPointError("a slice of the generator was not finite")
+        return images
 
     def match_histogram(self) -> None:
         """Fit the map of densities of `sampling_generator` anew, with `match_histogram` on; otherwise do nothing.
 
-        Training goes on as if it were not there. Of several workers all have to fit it, each finds the same.
+        Training goes on as if it were not there. Of several workers all have to fit it, each finds the same. Raises
+        `FloatingPointError` as `sample` does.
         """
         if not self.config.match_histogram:
             return
         late = self.total_steps is not None and self.step >= _LATE * self.total_steps
         slices, pixels = _LATE_MATCHING if late else _MATCHING
         number = max(1, min(slices, pixels // self.config.img_dim**2))
-        batches = draw_slices(self._unmatched_function, number, self.config.seed + self.step)
-        table = fit_shifts(np.concatenate(list(batches)), self._real_tail, self.config.datascale)
+        images = self._finite(self._unmatched_function, number, self.config.seed + self.step)
+        table = fit_shifts(images, self._real_tail, self.config.datascale)
         # In both, so that averaging leaves it as it is.
         for network in filter(None, (self.generator, self.average_generator)):
             network.get_layer("histogram_matching").shift(*table)

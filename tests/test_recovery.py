@@ -20,9 +20,10 @@ from networks.gan import GAN
 from tests.conftest import ROOT, assert_refused, run_script, write_config
 from tests.killing import MOMENTS, kill
 from tests.run_files import assert_same_run, events, metrics
-from utils.checkpoints import checkpoint_path, load_checkpoint, save_checkpoint, saved_steps
+from utils.checkpoints import checkpoint_path, load_checkpoint, newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import UserError
 from utils.lock import single_writer
+from utils.runs import RunFolder
 from utils.signals import StopRequest
 
 SETTINGS = {"Nepochs": 10, "checkpt_batch": 12}  # 50 steps
@@ -34,10 +35,11 @@ def train(folder, *arguments):
 
 
 def start(folder, *arguments, **options):
-    """A training process whose output can be read while it runs."""
-    command = [sys.executable, "-u", ROOT / "train.py", "tiny", "0", *SAVE_OFTEN, *arguments]
+    """A training process whose output can be read while it runs, though Python by itself would keep it back."""
+    command = [sys.executable, ROOT / "train.py", "tiny", "0", *SAVE_OFTEN, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, **pipes, **options)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(command, cwd=folder, env=environment, **pipes, **options)
 
 
 def wait_for(process, words):
@@ -184,6 +186,16 @@ def test_other_data_end_bit_exactness_with_a_warning(place, copied, sliced):
     assert "data.train.bytes was" in process.stdout
 
 
+def test_going_back_leaves_weights_that_were_put_aside(copied):
+    models = copied / "models"
+    shutil.copy(models / "g_cosmo_last.weights.h5", models / "g_cosmo_paper.weights.h5")
+    (copied / "checkpoints" / "state_000000050.npz").unlink()
+    folder = RunFolder("tiny", "0", copied.parents[1])
+    folder.cut_back(newest_checkpoint(folder.checkpoints)[0])
+    assert (models / "g_cosmo_paper.weights.h5").is_file()
+    assert not (models / "g_cosmo_last.weights.h5").exists()
+
+
 def test_the_record_says_what_a_run_was_made_with(copied):
     record = json.loads((copied / "run.json").read_text())
     assert {"version", "commit", "seed", "data", "numerics"} <= record.keys()
@@ -201,6 +213,7 @@ def test_init_from_begins_a_new_run_with_old_weights(place, copied):
     assert_refused(
         run_script("train.py", "tiny", 2, "--init-from", "nowhere", cwd=place), "nowhere", "g_cosmo_last.weights.h5"
     )
+    assert_refused(run_script("train.py", "tiny", 2, "--init-from", "", cwd=place), "g_cosmo_last.weights.h5")
     for key, value in (
         ("ndeconvfilters", "[5, 1]"),
         ("multichannel", "False"),
@@ -224,6 +237,15 @@ def test_divergence_keeps_the_last_good_state(place, copied):
     assert len(process.stderr.splitlines()) == 1
     assert saved_steps(copied / "checkpoints") == [49]
     assert state.read_bytes() == before
+
+
+def test_a_generator_that_an_update_has_ruined_is_told(place):
+    """All losses and gradients of the first step are finite; what the generator makes after it is not."""
+    process = train(place, "--set", "learn_rate=[1e30, 2e-4]")
+    assert process.returncode == 3, process.stderr
+    assert "a slice of the generator was not finite after step 1" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
+    assert saved_steps(place / "expts" / "tiny" / "run0" / "checkpoints") == [0]
 
 
 def test_divergence_names_the_first_bad_step_and_tensor(tiny_config):
@@ -276,6 +298,7 @@ def test_a_state_of_another_version_is_told(workplace):
     process = run_script("train.py", "tiny", 0, "--resume", "--set", "Nepochs=2", cwd=workplace)
     assert_refused(process, path.name, "another version", "generator/000", "run.json")
     assert path.read_bytes() == before
+    assert (folder.parent / "models" / "g_cosmo_last.weights.h5").is_file()
 
 
 def test_a_second_interrupt_stops_at_once():

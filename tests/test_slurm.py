@@ -123,6 +123,15 @@ def test_lists_that_are_not_of_the_tasks_are_refused(nodes, tasks):
         find_cluster(step | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"})
 
 
+@pytest.mark.parametrize(("rank", "number"), [(1, 0), (2, 1)])
+def test_tasks_that_are_dealt_to_nodes_in_turn_are_refused(rank, number):
+    step = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_TASKS_PER_NODE": "2(x2)", "SLURM_STEP_NUM_TASKS": "4"}
+    task = step | {"SLURM_PROCID": str(rank)}
+    assert find_cluster(task | {"SLURM_LOCALID": str(rank % 2)}).rank == rank
+    with pytest.raises(UserError, match="--distribution=block"):
+        find_cluster(task | {"SLURM_LOCALID": str(number)})
+
+
 def test_a_refusal_of_the_first_task_reaches_the_other(workplace):
     environment = slurm_commands(workplace, TWO_TASKS) | {"SLURM_JOB_ID": free_job_number()}
     command = ["bash", SCRIPT, "tiny", "0", "--init-from", "nowhere"]

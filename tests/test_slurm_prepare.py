@@ -50,6 +50,13 @@ def test_tasks_divide_the_universes(tmp_path):
     assert submit(tmp_path, "simulate", "2", **task(0, 4))[:2] == (0, [])
 
 
+@pytest.mark.parametrize("option", ["--seed", "--seed=5", "--num", "--num=3"])
+def test_what_each_task_sets_itself_is_refused(tmp_path, option):
+    status, calls, errors = submit(tmp_path, "simulate", "10", option, "5", **task(0, 4))
+    assert (status, calls) == (2, [])
+    assert "FIRST_SEED" in errors
+
+
 def test_tasks_slice_their_parts_and_one_joins(tmp_path):
     call = "srun --cpus-per-task=4 python data/slice_universes.py universes --jobs 4 --stride 4"
     arguments = ("universes", "--stride", "4")

@@ -169,6 +169,8 @@ def test_a_refused_run_leaves_nothing_behind(workplace):
     for arguments, words in (
         (("--devices", 4), ("batchsize = 6", "4 replicas")),
         (("--devices", 2, "--xla"), ("XLA", "one device", "there are 2", "--no-xla")),
+        (("--devices", 6), ("batchsize = 6", "one image", "sync_batchnorm")),
+        (("--devices", 2, "--strategy", "single"), ("--devices 2", "single")),
         (
             ("--set", "ndeconvfilters=[40000000, 1]", "--set", "noise_vect_len=1000000"),
             ("not enough memory", "batches of 6"),

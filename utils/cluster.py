@@ -93,6 +93,12 @@ def _from_slurm(environment: Mapping[str, str]) -> Cluster:
             f"SLURM_STEP_NODELIST = '{nodes}' with SLURM_STEP_TASKS_PER_NODE = '{tasks}' has {len(addresses)} tasks, "
             f"SLURM_STEP_NUM_TASKS = {size}: start training with srun"
         )
+    own = int(addresses[rank].rpartition(":")[2]) - port
+    if (number := int(environment.get("SLURM_LOCALID", own))) != own:
+        raise UserError(
+            f"task {rank} is number {number} of its node, and would be number {own} if Slurm filled one node after the "
+            "other: start training with srun --distribution=block, or set TF_CONFIG in every task"
+        )
     return Cluster("Slurm", size, rank, addresses)
 
 

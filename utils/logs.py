@@ -1,6 +1,8 @@
 """The log of a run: everything into train.log, what a person wants to see on the terminal too."""
 
 import logging
+import os
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,9 +16,12 @@ class _AboveProgressBar(logging.Handler):
     def emit(self, record):
         try:
             tqdm.write(self.format(record))
+            sys.stdout.flush()  # a file, as Slurm makes of it, would show nothing for a thousand steps
         except OSError:
             # Whoever read our output has gone, as after `| head` or Ctrl-C in a pipe: training goes on, into the file.
             log.removeHandler(self)
+            # Python writes what is left when it ends, and would end in an error of its own.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _LogFile(logging.FileHandler):

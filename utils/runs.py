@@ -1,6 +1,5 @@
 """A run's folder: what lies where, whether it may be used, and its metrics file."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -177,8 +176,9 @@ class RunFolder:
                     file.truncate(sizes[name])
         if not checkpoint:
             return []
-        for path in self.models.glob("[gd]_cosmo*.weights.h5"):
-            if _step_of_weights(path) > checkpoint.meta["step"]:
+        for path in self.models.iterdir():
+            # A copy under another name, which somebody has put aside, bears our stamp too.
+            if _OUR_WEIGHTS.fullmatch(path.name) and _step_of_weights(path) > checkpoint.meta["step"]:
                 path.unlink()
         copies = checkpoint.weights()
         for name, copy in copies.items():
@@ -193,15 +193,18 @@ class RunFolder:
             ),
         ]
 
-    def rename_last_weights(self, epochs: int) -> None:
-        """Name the last weights of a run that goes on after so many epochs as those of its epochs are, if it has any.
+    def rename_last_weights(self) -> None:
+        """Name the last weights of a run that goes on, if it has any, as those of other epochs are: before its new
+        configuration is written, for the old one has the number of its epochs.
 
         Epochs count from 0 in names, as they did in the old suite.
         """
-        for network in ("g", "d"):
-            with contextlib.suppress(FileNotFoundError):
-                last = self.models / f"{network}_cosmo_last.weights.h5"
-                last.replace(last.with_name(f"{network}_cosmo{epochs - 1:04d}.weights.h5"))
+        for last in self.models.glob("[gd]_cosmo_last.weights.h5"):
+            epochs = load_run_config(self.path).Nepochs
+            last.replace(last.with_name(last.name.replace("_last", f"{epochs - 1:04d}")))
+
+
+_OUR_WEIGHTS = re.compile(r"[gd]_cosmo(_last|_best|_best_pspect|\d{4,})\.weights\.h5")
 
 
 def _step_of_weights(path: Path) -> int:

@@ -159,7 +159,7 @@ def _slabs(universe: Member, number: int, cut: Cut, shares: dict[str, float]) ->
     if cut.axes != (0,):
         raise UserError(
             f"{need} along axis 0, which images across the axes 1 and 2 would cross: give more universes, "
-            "or --axes 0, or set --val-fraction or --test-fraction to 0"
+            "or --axes 0, or set --test-fraction to 0"
         )
     planes = cut.planes(universe.grid)
     if len(planes) < len(shares):
