@@ -33,7 +33,7 @@ OLD_KEYS = {
     "label_flip": 0.01,
     "batchsize": 6,
     "print_batch": 2,
-    "checkpt_batch": 3,
+    "checkpt_batch": 5,
     "cscale": "lin",
     "datascale": 4,
     "learn_rate": [0.0002, 0.0002],

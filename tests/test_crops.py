@@ -96,7 +96,7 @@ def test_old_files_without_places_are_refused_before_anything_is_written(workpla
 
 
 def test_training_on_crops_resumes_exactly(workplace):
-    write_config(workplace, Nepochs=2, random_crops=True, save_steps=5)
+    write_config(workplace, Nepochs=2, random_crops=True, save_steps=5, checkpt_batch=100)
     one, two = (
         [run_script("train.py", "tiny", run, "--resume", "--set", f"Nepochs={n}", cwd=workplace) for n in epochs]
         for run, epochs in ((0, (2,)), (1, (1, 2)))

@@ -20,7 +20,6 @@ OPTIONS = {
     "r1_coordinate": "log_density",
     "r1_interval": 2,
     "ema_decay": 0.9,
-    "datafmt": "channels_last",
 }
 
 # Logical devices have to be made before TensorFlow starts: in a process of its own.
@@ -51,10 +50,10 @@ print(json.dumps([machine.description["replicas"], losses]))
 """
 
 
-def train(devices, folder, steps=50, **options):
+def train(devices, folder, steps, **options):
     """Gives the losses of every step, and the state at the end."""
     path = folder / f"state{devices}.npz"
-    keys = json.dumps({"tag": "tiny"} | OLD_KEYS | OPTIONS | {"batchsize": 12} | options)
+    keys = json.dumps({"tag": "tiny"} | OLD_KEYS | {"batchsize": 12, "datafmt": "channels_last"} | options)
     script = folder / "script.py"
     script.write_text(SCRIPT)
     process = run_script(script, keys, devices, path, steps, cwd=folder)
@@ -66,7 +65,7 @@ def train(devices, folder, steps=50, **options):
 
 
 def test_two_devices_train_as_one_with_synchronised_batch_norm(tmp_path):
-    (losses, state), (own_losses, own_state) = (train(n, tmp_path, sync_batchnorm=True) for n in (1, 2))
+    (losses, state), (own_losses, own_state) = (train(n, tmp_path, 50, sync_batchnorm=True, **OPTIONS) for n in (1, 2))
     for one, other in zip(losses, own_losses, strict=True):
         assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
     for name, array in state.items():
@@ -75,7 +74,7 @@ def test_two_devices_train_as_one_with_synchronised_batch_norm(tmp_path):
 
 def test_densities_are_rounded_alike_on_two_devices(tmp_path):
     """Only for a few steps: a last digit may decide whether a pixel is rounded up, and a pixel is no rounding error."""
-    options = {"steps": 4, "sync_batchnorm": True, "count_noise": True, "dequantise": False}
+    options = {"steps": 4, "sync_batchnorm": True, "count_noise": True}
     (losses, _), (own_losses, _) = (train(n, tmp_path, **options) for n in (1, 2))
     for one, other in zip(losses, own_losses, strict=True):
         assert other == pytest.approx(one, rel=1e-4, abs=1e-6)
@@ -85,6 +84,7 @@ def test_float16_on_two_devices_skips_what_overflows_on_either(tmp_path):
     """The first steps overflow, until the scale of the losses is low enough. On how many that takes one more or fewer,
     for a device's share of the batch is smaller and its samples weigh more; but no weight may catch what overflowed."""
     options = {"steps": 8, "sync_batchnorm": True, "precision": "mixed_float16"}
+    options |= {name: OPTIONS[name] for name in OPTIONS if name.startswith(("critic", "r1"))}
     (losses, _), (own_losses, own_state) = (train(n, tmp_path, **options) for n in (1, 2))
     for one, other in zip(losses, own_losses, strict=True):
         assert other == pytest.approx(one, rel=0.02, abs=2e-3)

@@ -87,7 +87,7 @@ def test_costly_checkpoints_are_told_once(monitor_of, caplog, monkeypatch):
     images = slices(range(2))[0]
 
     def run(shares, **keys):
-        monitor = monitor_of("chisq", images, **keys)
+        monitor = monitor_of("chisq", images, checkpt_batch=3, **keys)
         caplog.clear()
         for step, share in enumerate(shares):
             timing = {"monitor_share": share / 2, "matching_share": share / 2}

@@ -28,7 +28,7 @@ def train(folder, run, *arguments):
 @pytest.fixture(scope="module")
 def finished(sliced):
     """A run of the nineteen old keys and nothing else, over ten epochs, uninterrupted."""
-    write_config(sliced, Nepochs=10, checkpt_batch=8)
+    write_config(sliced, Nepochs=10, checkpt_batch=20)
     process = train(sliced, 0)
     assert process.returncode == 0, process.stderr
     return sliced / "expts" / "tiny" / "run0", process
@@ -37,7 +37,7 @@ def finished(sliced):
 def test_a_run_leaves_what_the_design_says(finished):
     run, process = finished
     steps = 10 * EPOCH
-    assert [line["step"] for line in metrics(run)] == [1, *range(8, steps, 8), steps]
+    assert [line["step"] for line in metrics(run)] == [1, *range(20, steps, 20), steps]
     assert metrics(run)[0].keys() >= SCALARS
     for name in ("best", "best_pspect", "last"):
         assert (run / "models" / f"g_cosmo_{name}.weights.h5").is_file()
@@ -105,7 +105,7 @@ def test_changed_keys(finished, workplace):
     without all that is done at an end."""
     run = workplace / "expts" / "tiny" / "run0"
     shutil.copytree(finished[0], run)
-    write_config(workplace, Nepochs=10, checkpt_batch=8)
+    write_config(workplace, Nepochs=10, checkpt_batch=20)
     assert_refused(
         train(workplace, 0, "--resume", "--set", "batchsize=5"), "batchsize was 6, is now 5", "may change", "learn_rate"
     )
@@ -124,7 +124,7 @@ def test_last_weights_of_a_run_that_goes_on_are_those_of_their_epoch(finished, w
     before = {name: (run / "models" / f"{name}_cosmo_last.weights.h5").read_bytes() for name in "gd"}
     for network in "gd":
         (run / "models" / f"{network}_cosmo0009.weights.h5").unlink()
-    write_config(workplace, checkpt_batch=8)
+    write_config(workplace, checkpt_batch=20)
     process = train(workplace, 0, "--resume", "--set", "Nepochs=11")
     assert process.returncode == 0, process.stderr
     for network, weights in before.items():
