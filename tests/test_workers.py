@@ -85,11 +85,11 @@ def test_two_processes_train_as_one_and_one_goes_on_when_the_other_dies(place):
     assert steps[0] == steps[1]
 
 
-def test_four_processes_train_as_one(place):
+def test_three_processes_train_as_one(place):
     settings = ("--set", "batchsize=12", "--set", "Nepochs=25")
     alone = run_script("train.py", "tiny", 0, *settings, cwd=place)
     assert alone.returncode == 0, alone.stderr
-    _, workers = start_workers(place, 1, *settings, number=4)
+    _, workers = start_workers(place, 1, *settings, number=3)
     for worker in workers:
         _, error = worker.communicate(timeout=120)
         assert worker.returncode == 0, error
