@@ -116,9 +116,10 @@ def draw_histogram(main, lower, generated: Summary, real: Summary, real_label="v
     main.legend(frameon=False)
     lower.set_xscale("symlog", linthresh=1.0, linscale=0.6)
     lower.set_xlim(edges[0], edges[-1])
-    ticks = [0.0, *(10.0**power for power in range(6))]
-    lower.xaxis.set_major_locator(FixedLocator(ticks))
-    lower.xaxis.set_minor_locator(FixedLocator([digit * ten for ten in ticks[1:] for digit in range(2, 10)]))
+    # Ticks beyond the end would not be seen, but take as long to draw.
+    tens = [10.0**power for power in range(6) if 10.0**power < edges[-1]]
+    lower.xaxis.set_major_locator(FixedLocator([0.0, *tens]))
+    lower.xaxis.set_minor_locator(FixedLocator([digit * ten for ten in tens for digit in range(2, 10)]))
     lower.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     lower.xaxis.set_minor_formatter(NullFormatter())
     lower.set_xlabel("Density $x$ [particles per voxel]")
