@@ -11,6 +11,7 @@ import argparse
 import functools
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from utils.config import Config
 from utils.files import atomic_path, check_writable, clear_left_behind, write_text
 from utils.likeness import Likeness
 from utils.noise import noise_floor, p_values
-from utils.provenance import same_file
+from utils.provenance import trained_on
 from utils.runs import RunFolder, check_weights, find_weights, load_run_config
 from utils.scorecard import markdown, ranking, scorecard, table
 from utils.similarity import coarse, nearest_neighbours, oriented
@@ -91,7 +92,7 @@ class Job:
         self.split = arguments.split or ("test" if has_split(dataname, "test") else "val")
         open_slices(dataname, self.split, self.config.img_dim).close()
         with open_slices(dataname, "train", self.config.img_dim) as training:
-            self.same_training_set = same_file(self.folder.read_record(), "train", training.path)
+            self.same_training_set = trained_on(self.folder.read_record(), training.path)
         of_step = f" of step {self.stamp['step']}" if self.stamp else ""
         self.title = f"{arguments.tag} run {number}, {self.weights.name.removesuffix('.weights.h5')}{of_step}"
 
@@ -254,6 +255,12 @@ def check_arguments(arguments, jobs: list[Job]) -> None:
     if not path.parent.is_dir():
         raise UserError(f"--save-samples {path}: the folder {path.parent} does not exist; make it first")
     check_writable(path.parent)
+    needed, free = 4 * arguments.num_samples * jobs[0].config.img_dim ** 2, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"--save-samples {path}: {arguments.num_samples} slices take {needed / 1e9:.3g} GB, and there are "
+            f"{free / 1e9:.3g} GB free; choose a smaller --num-samples, or another place"
+        )
 
 
 def save_while_drawn(

@@ -104,6 +104,7 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
     """Check everything, then train; of several workers, the first is the only one that writes."""
     # Check configuration, data and folder. Until all of them are in order, nothing is written.
     config = load_config(arguments.config, arguments.tag, arguments.overrides)
+    check_devices(arguments, crew.cluster)
     training = open_slices(config.dataname, "train", config.img_dim)
     validation = open_slices(config.dataname, "val", config.img_dim)
     check_slices(config, training, validation)
@@ -268,7 +269,7 @@ def set_up(
     log.info("precision: %s", plan.config.precision)
     from utils.monitor import Monitor
 
-    record = run_record(plan.config, {"train": training, "val": validation}, machine.description)
+    record = run_record(plan.config, {"train": training, "val": validation}, machine.description, record_before)
     for difference in differences(record_before, record) if checkpoint else []:
         log.warning("from here on the run may no longer be bit for bit the uninterrupted one: %s", difference)
     log.debug("record\n%s", json.dumps(record, indent=2))
@@ -277,8 +278,8 @@ def set_up(
     set_weights(gan, monitor, folder, checkpoint, arguments.init_from)
     if gan.step < plan.total_steps:
         folder.rename_last_weights()
+        folder.write_record(record)
     folder.write_config(plan.config)
-    folder.write_record(record)
     if not checkpoint:
         # From here on there is always a state to go on from.
         save_state(gan, monitor, folder, plan)
@@ -411,6 +412,16 @@ def check_slices(config: Config, training: SliceSet, validation: SliceSet) -> No
             f"{training.path} has pixels of {training.pixel_size} Mpc/h, {validation.path} of "
             f"{validation.pixel_size} Mpc/h; slice both together"
         )
+
+
+def check_devices(arguments, cluster) -> None:
+    """Refuse a choice of devices that no machine can meet."""
+    if arguments.strategy == "multiworker" and cluster is None:
+        raise UserError(
+            "--strategy multiworker needs other workers: set TF_CONFIG in every process, or start them with srun"
+        )
+    if arguments.strategy == "single" and arguments.devices and arguments.devices > 1:
+        raise UserError(f"--devices {arguments.devices} with --strategy single: on several devices a step is mirrored")
 
 
 def check_finite(gan, where) -> None:

@@ -41,6 +41,7 @@ REDSHIFTS = (0.0, 0.5, 1.5, 3.0)
 PARAMETERS = {"Omega_m": 0.3, "sigma_8": 0.8, "N_spec": 0.96, "H_0": 70.0}  # of physPar, and where unitPar is zero
 BARYON_FRACTION = 0.16  # Omega_b / Omega_m, as Planck 2018 finds
 INITIAL_SCALE_FACTOR = 0.1
+BYTES_PER_VOXEL = 140  # of memory, at most
 COLA_EXPONENT = -2.5  # residual speeds go like a**-2.5 within a step (n_LPT of Tassev et al.)
 
 
@@ -345,7 +346,10 @@ def parse_arguments() -> argparse.Namespace:
     out, one = Path(__file__).resolve().parent / "universes", {"metavar": "VALUE|MIN:MAX"}
     parser.add_argument("--num", type=bounded(1, 10**6, int), default=8, help="number of universes")
     parser.add_argument(
-        "--grid", type=bounded(16, 1024, int), default=128, help="voxels per side, even; about 140 bytes of memory each"
+        "--grid",
+        type=bounded(16, 1024, int),
+        default=128,
+        help=f"voxels per side, even; about {BYTES_PER_VOXEL} bytes of memory each",
     )
     box = "side of the universe [Mpc/h] (default: the grid, so that voxels have 1 Mpc/h)"
     parser.add_argument("--box", type=bounded(1, 1e5), default=argparse.SUPPRESS, help=box)
@@ -369,6 +373,16 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"argument --grid: {arguments.grid} is odd, an even number is needed")
     arguments.box = vars(arguments).get("box", float(arguments.grid))
     return arguments
+
+
+def check_memory(grid: int, jobs: int) -> None:
+    """Refuse what the machine's memory cannot hold; the system would end the program without a word."""
+    needed, there = BYTES_PER_VOXEL * grid**3 * jobs, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise UserError(
+            f"{jobs} universe(s) of {grid}³ voxels at a time take {needed / 1e9:.0f} GB of memory, and there are "
+            f"{there / 1e9:.0f} GB: use a smaller --grid, or fewer --jobs"
+        )
 
 
 def prepare_folder(folder: Path, grid: int, num: int) -> None:
@@ -396,8 +410,9 @@ def main() -> None:
             missing.append((universe, path))
     if not missing:
         return
-    prepare_folder(arguments.out, arguments.grid, len(missing))
     jobs = min(arguments.jobs, len(missing))
+    check_memory(arguments.grid, jobs)
+    prepare_folder(arguments.out, arguments.grid, len(missing))
     threads = arguments.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
     work = functools.partial(simulate, threads=threads, show_steps=jobs == 1)
     with contextlib.closing(map_unordered(work, missing, jobs)) as results:  # in the end the processes are stopped

@@ -59,7 +59,14 @@ class Generator(keras.Model):
         -------
         ndarray, (number, N, N), float32
             Densities [particles per voxel; the cosmic mean is 1]; whole numbers with `dequantise` or `count_noise`.
+
+        Raises
+        ------
+        ValueError
+            `number` is less than 1.
         """
+        if number < 1:
+            raise ValueError(f"at least 1 slice has to be drawn, not {number}")
         return np.concatenate(list(draw_slices(density_function(self), self.output_shape[-2], number, seed, progress)))
 
 

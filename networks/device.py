@@ -71,12 +71,6 @@ def start_tensorflow(
         If the choice needs a cluster and there is none, if there are fewer GPUs than asked for, if the workers cannot
         reach each other, or if XLA is asked for on more than one device.
     """
-    if choice == "multiworker" and cluster is None:
-        raise UserError(
-            "--strategy multiworker needs other workers: set TF_CONFIG in every process, or start them with srun"
-        )
-    if choice == "single" and devices and devices > 1:
-        raise UserError(f"--devices {devices} with --strategy single: a step on several devices is mirrored")
     # Of several workers, the loss of one makes TensorFlow write several lines beside the exception that says the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if cluster else "2")
     use_onednn()

@@ -145,6 +145,7 @@ def test_several_runs_with_other_weights_and_split_are_ranked(trained):
         (["tiny", "7", "--split", "train"], ["--split"]),
         (["tiny", "7", "--num-samples", "0"], ["--num-samples 0"]),
         (["tiny", "7", "--show"], ["no display"]),
+        (["tiny", "7", "--num-samples", "2000000000000", "--save-samples", "x.h5"], ["GB free", "--num-samples"]),
         (["tiny", "7", "--save-samples", "nowhere/x.h5"], ["nowhere", "does not exist"]),
         (["tiny", "7", "--save-samples", "x.txt"], ["x.txt", ".h5"]),
         (["tiny", "7", "--save-samples", "folder.h5"], ["folder.h5", "is a folder"]),

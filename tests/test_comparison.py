@@ -1,5 +1,7 @@
 """The two sides of a comparison, read and drawn in batches."""
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,22 @@ def test_generated_side_in_batches(folder):
     assert set(card["scores"]) == set(DEFINITIONS)
     observed = likeness_scores(likeness, likeness.generated, ~likeness.generated)
     assert card["scores"]["memorisation"]["value"] == observed["memorisation"]
+
+
+def test_only_slices_that_are_kept_stay_in_memory(folder):
+    validation, training, _ = opened(folder)
+    real = read_real(validation, training.mean, A, 50)
+    alive = []
+
+    def batches():
+        for seed in range(4):
+            images = slices([20 + seed])[0].astype(np.float32)
+            alive.append(weakref.ref(images))
+            yield images
+
+    found = take_generated(batches(), 4 * 24, real)
+    assert len(found.images) == 50
+    assert [images() for images in alive] == [None] * 4
 
 
 def test_without_a_search_memorisation_is_unknown(folder):

@@ -209,7 +209,7 @@ def test_the_record_of_a_run_tells_other_pixels(fresh, tiny_config):
     def data():
         slice_them(fresh, *OPTIONS)
         with open_train(fresh) as opened:
-            return run_record(tiny_config, {"train": opened}, {})["data"]["train"], opened.universe.tolist()
+            return run_record(tiny_config, {"train": opened}, {}, {})["data"]["train"], opened.universe.tolist()
 
     before = data()
     with h5py.File(fresh / "raw_train.h5") as file:

@@ -61,8 +61,8 @@ def test_a_universe_that_is_exchanged_while_it_is_read_is_told(tmp_path):
         list(read_planes(universe, [3], 0.0))
 
 
-def run_main(body):
-    code = f"""
+def script(body):
+    return f"""
 import os, signal, sys
 sys.path.insert(0, {str(ROOT)!r})
 from utils.cli import UserError, run
@@ -70,7 +70,10 @@ def main():
 {textwrap.indent(textwrap.dedent(body), "    ")}
 run(main)
 """
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def run_main(body):
+    return subprocess.run([sys.executable, "-c", script(body)], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,7 @@ run(main)
         ("pass", 0, 0),
         ("raise UserError('no such\\n  thing')", 2, 1),
         (f"raise OSError({errno.ENOSPC}, 'No space left on device', 'data/x.h5')", 2, 1),
+        ("raise MemoryError('cannot allocate 80 GB')", 2, 1),
         ("os.kill(os.getpid(), signal.SIGINT)", 128 + signal.SIGINT, 1),
     ],
 )
@@ -95,6 +99,22 @@ def test_programming_errors_keep_their_traceback():
     assert process.returncode == 1
     assert "Traceback" in process.stderr
     assert "IndexError" in process.stderr
+
+
+@pytest.mark.parametrize("body", ["print('x' * 10**6)", "for _ in range(10**6): print('x')"])
+def test_output_that_nobody_reads_ends_it_quietly(body):
+    reader, writer = os.pipe()
+    os.close(reader)
+    streams = {"stdout": writer, "stderr": subprocess.PIPE}
+    process = subprocess.run([sys.executable, "-c", script(body)], **streams, text=True, check=False)
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_a_pipe_of_the_programs_own_that_breaks_keeps_its_traceback():
+    process = run_main("raise BrokenPipeError('between processes')")
+    assert process.returncode == 1
+    assert "Traceback" in process.stderr
 
 
 def test_a_full_disk_names_the_file():

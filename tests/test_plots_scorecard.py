@@ -1,5 +1,7 @@
 """Figures of the scorecard: what is drawn, labels and units, and hopeless generators."""
 
+import itertools
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -62,6 +64,35 @@ def test_bispectrum(everything):
     assert "%" in lower.get_ylabel()
     assert main.get_title() == "base"
     assert "bootstrap" in main.get_legend().get_texts()[0].get_text()
+
+
+@pytest.mark.parametrize("pixels", [8, 32])
+def test_wave_numbers_are_written_apart(everything, pixels):
+    """Small slices span little more than a decade."""
+    summaries = (summarise(images[:, :pixels, :pixels], A, 1.0, 3.0) for images in everything[4:])
+    figure = bispectrum_figure(*summaries)
+    figure.draw_without_rendering()
+    axis = figure.axes[1].xaxis
+    texts = [label for label in axis.get_ticklabels(which="both") if label.get_text()]
+    inside = [
+        text for text in texts if axis.get_view_interval()[0] < text.get_position()[0] < axis.get_view_interval()[1]
+    ]
+    boxes = sorted((text.get_window_extent() for text in inside), key=lambda box: box.x0)
+    assert len(boxes) >= 2
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes))
+
+
+def test_bands_hold_their_curves_where_they_reach_below_zero(real_slices):
+    """On a logarithmic axis, which has no place for their lower ends."""
+    images, universe = real_slices
+    real = summarise(images, A, 1.0, 3.0, universe=universe)
+    rng = np.random.default_rng(0)
+    found = summarise(np.where(rng.random((8, 1, 1)) < 0.2, 40, 1) * rng.poisson(0.3, (8, 32, 32)), A, 1.0, 3.0)
+    curve = found.curve("bispectrum")
+    assert (curve.low <= 0).any()
+    band = bispectrum_figure(found, real).axes[0].collections[1].get_paths()[0].vertices
+    assert band[:, 1].min() > 0
+    np.testing.assert_allclose(band[:, 1].max(), curve.high.max())
 
 
 def test_minkowski(everything):

@@ -137,8 +137,8 @@ def test_caveats(other, real, train):
     assert "ks" in line
     assert "fitted" in line
     changed = card | {"provenance": {"match_histogram": False, "same_training_set": False}}
-    assert "CAUTION: the training set is not the one" in table(changed)
-    assert "CAUTION: the training set is not the one" in markdown(changed, "run")
+    assert "CAUTION: the run has been trained on other slices" in table(changed)
+    assert "CAUTION: the run has been trained on other slices" in markdown(changed, "run")
 
 
 def test_which_way_filaments_differ_is_said(real, other, train):

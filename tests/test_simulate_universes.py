@@ -318,6 +318,12 @@ def test_existing_universes_are_reused_and_never_overwritten(tmp_path):
     assert os.listdir(path.parent) == [path.name]
 
 
+def test_more_than_the_memory_is_refused():
+    su.check_memory(grid=16, jobs=2)
+    with pytest.raises(UserError, match=r"GB of memory.*smaller --grid, or fewer --jobs"):
+        su.check_memory(grid=16, jobs=10**9)
+
+
 def test_a_torn_file_is_refused(tmp_path):
     assert command("--out", "out", cwd=tmp_path).returncode == 0
     path = tmp_path / "out" / "universe_0.hdf5"

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Callable
@@ -45,9 +46,10 @@ class ArgumentParser(argparse.ArgumentParser):
 def run(main: Callable[[], None]) -> NoReturn:
     """Run a script's main function and leave with the exit code that its outcome deserves.
 
-    `CleanExit` and its subclasses end in one line on stderr and their own exit code, as do a full disk and a
-    missing permission. Ctrl-C ends quietly, and so does SIGTERM unless `main` listens to it: unfinished files are
-    deleted first. Any other exception is a programming error and keeps its traceback.
+    `CleanExit` and its subclasses end in one line on stderr and their own exit code, as do a full disk, a missing
+    permission and too little memory. Ctrl-C ends quietly, and so does SIGTERM unless `main` listens to it, or output
+    that nobody reads any more, as after `| head`: unfinished files are deleted first. Any other exception is a
+    programming error and keeps its traceback.
     """
     script = os.path.basename(sys.argv[0])
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -60,12 +62,28 @@ def run(main: Callable[[], None]) -> NoReturn:
     except KeyboardInterrupt:
         print(f"{script}: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
+    except MemoryError:
+        print(f"{script}: error: not enough memory; ask for less at a time, or use a larger machine", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
+            sys.exit(128 + signal.SIGPIPE)
         if not is_mendable(error):
             raise
         print(f"{script}: error: {describe(error)}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
+
+
+def _is_read(stream) -> bool:
+    """Whether somebody reads an output; if not, what is still to come is thrown away."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return True
+    # Python writes what is left when it ends, and would end in an error of its own.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return False
 
 
 def is_mendable(error: OSError) -> bool:

@@ -126,7 +126,8 @@ def take_generated(batches: Iterator[np.ndarray], number: int, real: Real) -> Ge
             resolution=settings.resolution,
         )
         summary = added if summary is None else summary + added
-        kept.append(images[: max(0, len(real.images) - done)])
+        if done < len(real.images):
+            kept.append(images[: len(real.images) - done].copy())  # of a part alone, a view would keep the whole
         done += len(images)
     images = np.concatenate(kept)
     return Generated(summary, images, _look_for(images, real.search))

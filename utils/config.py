@@ -252,7 +252,8 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "dataname", bool(c.dataname.strip()), "the base name of slice files, such as raw"
     for key in ("noise_vect_len", "nlayers", "convkern", "convstride", "batchsize", "print_batch", "checkpt_batch"):
         yield key, getattr(c, key) >= 1, "at least 1"
-    for key in ("Nepochs", "r1_interval", "checkpt_samples", "save_steps", "save_keep"):
+    yield "Nepochs", 1 <= c.Nepochs <= 10**7, "from 1 to 10000000"
+    for key in ("r1_interval", "checkpt_samples", "save_steps", "save_keep"):
         yield key, getattr(c, key) >= 1, "at least 1"
     yield "img_dim", c.img_dim >= 8 and c.img_dim % 2 == 0, "an even number of pixels, at least 8"
     yield "convkern", c.convkern >= c.convstride, f"at least convstride ({c.convstride}), or pixels are left out"
@@ -271,7 +272,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "cscale", c.cscale in ("lin", "pwr"), "lin or pwr"
     yield "datafmt", c.datafmt in ("channels_first", "channels_last"), "channels_first or channels_last"
     yield "precision", c.precision in PRECISIONS, "one of " + ", ".join(PRECISIONS)
-    yield "datascale", c.datascale > 0, "a positive number"
+    yield "datascale", 1e-6 <= c.datascale <= 1e6, "a density from 1e-6 to 1e6"
     yield "learn_rate", min(c.learn_rate) > 0, "two positive numbers, [generator, discriminator]"
     yield (
         "DG_update_ratio",

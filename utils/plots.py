@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 from utils.cli import UserError
 from utils.files import atomic_path
@@ -156,7 +156,7 @@ def draw_power_spectrum(main, lower, generated: Summary, real: Summary, real_lab
         main.plot(k, edge, color=GENERATED, lw=1.0, ls=":", label=label)
     draw_residual(lower, k, other, curve)
 
-    main.set_xscale("log")
+    wave_number_axis(main, k)
     main.set_yscale("log")
     main.set_ylabel(r"Power spectrum $P(k)$ [(Mpc/$h$)$^2$]")
     for ax in (main, lower):
@@ -258,6 +258,15 @@ def colour_bar(figure: Figure, drawn, axes, cscale, datascale) -> None:
     twin = bar.ax.secondary_yaxis("left")
     twin.set_yticks(transform(densities.astype(np.float64), datascale), [f"{density}" for density in densities])
     twin.set_ylabel(label)
+
+
+def wave_number_axis(ax, k) -> None:
+    """Make an x axis logarithmic, with a few numbers that stay apart: small slices span less than a decade."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if k[-1] > 8.0 * k[0] else (1.0, 1.5, 2.0, 3.0, 5.0)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_locator(LogLocator(subs=range(2, 10)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def two_panels(title):

@@ -22,6 +22,7 @@ from utils.plots import (
     panel_pair,
     stairs_band,
     two_panels,
+    wave_number_axis,
 )
 from utils.scorecard import merit_line
 from utils.scores import FAMILIES
@@ -52,7 +53,7 @@ def draw_bispectrum(main, lower, generated: Summary, real: Summary, real_label="
     k = real.k[: len(curve.mean)]
     _curve_pair(main, k, other, curve, real_label)
     draw_residual(lower, k, other, curve)
-    main.set_xscale("log")
+    wave_number_axis(main, k)
     if (curve.mean > 0).all():
         main.set_yscale("log", nonpositive="mask")
         top = max(
@@ -295,7 +296,9 @@ def _draw_samples(figure, examples, real_examples, cscale, datascale, real_label
 
 def _curve_pair(ax, x, generated: Curve, real: Curve, real_label: str, **style) -> None:
     """Two mean curves with their bootstrap bands."""
-    ax.fill_between(x, real.low, real.high, label="68 % bootstrap bands", **BAND)
-    ax.fill_between(x, generated.low, generated.high, **BAND | {"color": GENERATED})
+    # The axis is logarithmic where the real curve is positive, and leaves out the corners of a band that are not.
+    least = real.mean.min() / 1e3 if (real.mean > 0).all() else -np.inf
+    for side, band in ((real, BAND | {"label": "68 % bootstrap bands"}), (generated, BAND | {"color": GENERATED})):
+        ax.fill_between(x, np.maximum(side.low, least), np.maximum(side.high, least), **band)
     ax.plot(x, real.mean, label=real_label.capitalize(), **REAL_LINE, **style)
     ax.plot(x, generated.mean, label="Generated", **GENERATED_LINE, **style)

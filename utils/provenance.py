@@ -19,7 +19,7 @@ _SETTINGS = ("TF_XLA_FLAGS", "XLA_FLAGS", "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_DEFAU
 _SETTINGS += ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "NVIDIA_TF32_OVERRIDE")
 
 
-def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dict:
+def run_record(config: Config, slices: dict[str, SliceSet], device: dict, before: dict) -> dict:
     """Describe this start of a run.
 
     Parameters
@@ -29,12 +29,19 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
         The slice files by split.
     device : dict
         The description of the `Machine` that `networks.device.start_tensorflow` returns.
+    before : dict
+        The record of the last start, empty for a new run.
 
     Returns
     -------
     dict
-        JSON values: `version`, `commit`, `started`, `host`, `seed`, `data` and `numerics`.
+        JSON values: `version`, `commit`, `started`, `host`, `seed`, `data` and `numerics`; `data_before`: other `data`
+        that the run has been trained on, earliest first.
     """
+    data = {split: _fingerprint(opened.path) for split, opened in slices.items()}
+    data_before = _before(before)
+    if before.get("data") and _other_slices(before["data"], data):
+        data_before = [*data_before, before["data"]]
     packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
     settings = {name: os.environ[name] for name in _SETTINGS if name in os.environ}
     return {
@@ -43,7 +50,8 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "host": platform.node(),
         "seed": config.seed,
-        "data": {split: _fingerprint(opened.path) for split, opened in slices.items()},
+        "data": data,
+        "data_before": data_before,
         "numerics": {
             "python": platform.python_version(),
             "packages": packages,
@@ -55,13 +63,24 @@ def run_record(config: Config, slices: dict[str, SliceSet], device: dict) -> dic
     }
 
 
-def same_file(record: dict, split: str, path: Path) -> bool | None:
-    """Whether the slice file of a split is, wherever it lies, the one that the last start of a run had; None if the
-    record does not say."""
-    recorded = record.get("data", {}).get(split)
+def trained_on(record: dict, path: Path) -> bool | None:
+    """Whether a run has been trained on the slices of this file, wherever it lies, and on no others; None if its record
+    does not say."""
+    recorded = record.get("data", {}).get("train")
     if recorded is None:
         return None
-    return recorded | {"path": str(path)} == _fingerprint(path)
+    now = {"train": _fingerprint(path)}
+    return not any(_other_slices({"train": data.get("train")}, now) for data in (record["data"], *_before(record)))
+
+
+def _before(record: dict) -> list[dict]:
+    return record.get("data_before", [])
+
+
+def _other_slices(before: dict, now: dict) -> list[str]:
+    """The splits whose files have changed, not only moved."""
+    contents = [{split: dict(file or {}, path=None) for split, file in data.items()} for data in (before, now)]
+    return [split for split, file in contents[1].items() if file != contents[0].get(split)]
 
 
 def used_xla(record: dict) -> bool | None:
@@ -78,10 +97,14 @@ def differences(before: dict, now: dict) -> list[str]:
     flat_before, flat_now = (dict(_leaves({key: record.get(key) for key in _EXACT})) for record in (before, now))
     names = sorted(flat_before.keys() | flat_now.keys())
     pairs = ((name, flat_before.get(name, "absent"), flat_now.get(name, "absent")) for name in names)
-    return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
+    slices = [
+        f"{now['data'][split]['path']} has other slices than before, perhaps of universes that were held back then"
+        for split in _other_slices(before.get("data", {}), now["data"])
+    ]
+    return slices + [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
 
 
-_EXACT = ("version", "commit", "seed", "data", "numerics")
+_EXACT = ("version", "commit", "seed", "numerics")
 
 
 def _leaves(tree, path=""):

@@ -180,8 +180,8 @@ def caveat_lines(card: dict) -> list[str]:
         lines.append(f"fitted to the training set by match_histogram, no test of the networks: {names}")
     if provenance.get("same_training_set") is False:
         lines.append(
-            "CAUTION: the training set is not the one that the run was trained on, which may have had the universes"
-            " that it is compared with here"
+            "CAUTION: the run has been trained on other slices than the training set has now, perhaps on universes that"
+            " it is compared with here"
         )
     return lines
 

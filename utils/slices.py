@@ -310,11 +310,14 @@ def _scan(path: Path, offset: int, img_dim: int, dtype: np.dtype, number: int, _
     return minimum, maximum, total / pixels
 
 
+_LARGEST = float(np.finfo(np.float32).max)  # larger numbers are infinite to the networks
+
+
 def _range(path: Path, rows: np.ndarray, images: np.ndarray) -> tuple[float, float]:
     """The least and the greatest pixel of some rows, which must be densities."""
     low, high = images.min(), images.max()
-    if not (low >= 0 and np.isfinite(high)):
-        good = (np.isfinite(images) & (images >= 0)).all(axis=(1, 2))
+    if not (low >= 0 and float(high) <= _LARGEST):
+        good = ((images.astype(np.float64) <= _LARGEST) & (images >= 0)).all(axis=(1, 2))
         row = rows[np.argmin(good)]
-        raise UserError(f"{path}: slice {row} has negative or not finite pixels, they must be densities")
+        raise UserError(f"{path}: slice {row} has negative, infinite or undefined pixels, they must be densities")
     return float(low), float(high)
