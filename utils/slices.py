@@ -317,7 +317,8 @@ def _range(path: Path, rows: np.ndarray, images: np.ndarray) -> tuple[float, flo
     """The least and the greatest pixel of some rows, which must be densities."""
     low, high = images.min(), images.max()
     if not (low >= 0 and float(high) <= _LARGEST):
-        good = ((images.astype(np.float64) <= _LARGEST) & (images >= 0)).all(axis=(1, 2))
+        with np.errstate(invalid="ignore"):  # what is no number at all in the file's own type
+            good = ((images.astype(np.float64) <= _LARGEST) & (images >= 0)).all(axis=(1, 2))
         row = rows[np.argmin(good)]
         raise UserError(f"{path}: slice {row} has negative, infinite or undefined pixels, they must be densities")
     return float(low), float(high)
