@@ -94,6 +94,19 @@ def test_what_the_user_can_mend_is_one_line(body, code, lines):
         assert "error: " in process.stderr
 
 
+@pytest.mark.parametrize(("number", "lines"), [(signal.SIGTERM, 0), (signal.SIGINT, 1)])
+def test_an_interruption_that_a_library_turns_into_an_error_is_still_one(number, lines):
+    """As HDF5 does with what is raised where it calls Python."""
+    process = run_main(f"""
+        try:
+            os.kill(os.getpid(), {int(number)})
+        except (SystemExit, KeyboardInterrupt):
+            raise TypeError("not defined for this class")
+    """)
+    assert process.returncode == 128 + number
+    assert len(process.stderr.splitlines()) == lines
+
+
 def test_programming_errors_keep_their_traceback():
     process = run_main("[][1]")
     assert process.returncode == 1

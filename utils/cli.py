@@ -51,26 +51,39 @@ def run(main: Callable[[], None]) -> NoReturn:
     that nobody reads any more, as after `| head`: unfinished files are deleted first. Any other exception is a
     programming error and keeps its traceback.
     """
-    script = os.path.basename(sys.argv[0])
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    script, told = os.path.basename(sys.argv[0]), []
+
+    def end(number, _) -> NoReturn:
+        told.append(number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in a shell's background it is ignored
+        signal.signal(signal.SIGINT, end)
     try:
         main()
-    except CleanExit as end:
-        message = " ".join(str(end).split())
-        print(f"{script}: {end.label}{message}", file=sys.stderr)
-        sys.exit(end.exit_code)
-    except KeyboardInterrupt:
-        print(f"{script}: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except MemoryError:
-        print(f"{script}: error: not enough memory; ask for less at a time, or use a larger machine", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
-    except OSError as error:
+    except CleanExit as problem:
+        message = " ".join(str(problem).split())
+        print(f"{script}: {problem.label}{message}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+    except (Exception, KeyboardInterrupt) as error:
+        # HDF5 makes an error of its own of what is raised where it calls Python.
+        if told or isinstance(error, KeyboardInterrupt):
+            number = told[0] if told else signal.SIGINT
+            if number == signal.SIGINT:
+                print(f"{script}: interrupted", file=sys.stderr)
+            sys.exit(128 + number)
         if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
             sys.exit(128 + signal.SIGPIPE)
-        if not is_mendable(error):
+        if isinstance(error, MemoryError):
+            what = "not enough memory; ask for less at a time, or use a larger machine"
+        elif isinstance(error, OSError) and is_mendable(error):
+            what = describe(error)
+        else:
             raise
-        print(f"{script}: error: {describe(error)}", file=sys.stderr)
+        print(f"{script}: error: {what}", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
     sys.exit(0)
 

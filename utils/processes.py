@@ -102,18 +102,26 @@ def _undisturbed() -> Iterator[None]:
 
 def _serve(function: Callable, connection) -> None:
     """Work until there is nobody to work for."""
-    signal.signal(signal.SIGTERM, _leave)
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            connection.send(_attempt(function, connection.recv()))
+    told = []
+
+    def leave(number, _) -> NoReturn:
+        """End, undisturbed by another signal while what is unfinished is deleted."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        told.append(number)
+        sys.exit(_TERMINATED)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+            while True:
+                connection.send(_attempt(function, connection.recv()))
+    except Exception:
+        # HDF5 makes an error of its own of what is raised where it calls Python.
+        if told:
+            sys.exit(_TERMINATED)
+        raise
     # It is on its way out anyway.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _leave(*_) -> NoReturn:
-    """End, undisturbed by another signal while what is unfinished is deleted."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(_TERMINATED)
 
 
 def _attempt(function: Callable, item):
