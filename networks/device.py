@@ -54,9 +54,9 @@ def start_tensorflow(
         one, else a single device.
     devices : int, optional
         How many devices this process uses: of its GPUs (default: all) or, where it has none, logical devices that its
-        processor is shared out to (default: 1).
+        processor is shared out to (default: 1). ``single`` uses the first.
     cluster : Cluster, optional
-        The workers that train together.
+        The workers that train together, without which there is no ``multiworker``.
     meet : callable
         Given the names of this worker's devices, returns when all workers are there. TensorFlow then connects them.
     xla : bool, optional
@@ -68,8 +68,8 @@ def start_tensorflow(
     Raises
     ------
     UserError
-        If the choice needs a cluster and there is none, if there are fewer GPUs than asked for, if the workers cannot
-        reach each other, or if XLA is asked for on more than one device.
+        If there are fewer GPUs than asked for, if workers without GPUs are to use several devices each, if the workers
+        cannot reach each other, or if XLA is asked for on more than one device.
     """
     # Of several workers, the loss of one makes TensorFlow write several lines beside the exception that says the same.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3" if cluster else "2")
