@@ -105,6 +105,7 @@ def check_and_train(arguments, crew: Crew, stop: StopRequest) -> None:
     # Check configuration, data and folder. Until all of them are in order, nothing is written.
     config = load_config(arguments.config, arguments.tag, arguments.overrides)
     check_devices(arguments, crew.cluster)
+    check_batch(config, replicas=1)
     training = open_slices(config.dataname, "train", config.img_dim)
     validation = open_slices(config.dataname, "val", config.img_dim)
     check_slices(config, training, validation)
@@ -362,18 +363,8 @@ def settle_precision(plan: RunPlan, machine) -> RunPlan:
 
 def build_gan(plan: RunPlan, training: SliceSet, machine):
     """Both networks, on the devices of a machine."""
-    config, replicas = plan.config, machine.strategy.num_replicas_in_sync
-    if config.batchsize % replicas:
-        raise UserError(
-            f"batchsize = {config.batchsize} cannot be shared equally by {replicas} replicas; choose a multiple of "
-            f"their number"
-        )
-    if config.batchsize // (1 if config.sync_batchnorm else replicas) < 2:
-        # Of one image's mean and variance nothing is left of the noise that it is made from.
-        raise UserError(
-            f"batchsize = {config.batchsize} gives each of {replicas} replicas one image, and batch norm needs two at "
-            f"least; choose a larger batchsize{', or sync_batchnorm = true' if config.batchsize > 1 else ''}"
-        )
+    config = plan.config
+    check_batch(config, machine.strategy.num_replicas_in_sync)
     from networks.gan import GAN
     from networks.losses import measure_training_set
 
@@ -422,6 +413,21 @@ def check_devices(arguments, cluster) -> None:
         )
     if arguments.strategy == "single" and arguments.devices and arguments.devices > 1:
         raise UserError(f"--devices {arguments.devices} with --strategy single: on several devices a step is mirrored")
+
+
+def check_batch(config: Config, replicas: int) -> None:
+    """Refuse a batch that cannot be shared out."""
+    if config.batchsize % replicas:
+        raise UserError(
+            f"batchsize = {config.batchsize} cannot be shared equally by {replicas} replicas; choose a multiple of "
+            f"their number"
+        )
+    if config.batchsize // (1 if config.sync_batchnorm else replicas) < 2:
+        # Normalised by its own mean and variance alone, nothing is left of the noise that an image is made from.
+        raise UserError(
+            f"batchsize = {config.batchsize} gives each of {replicas} replica(s) one image, and batch norm needs two "
+            f"at least; choose a larger batchsize{', or sync_batchnorm = true' if config.batchsize > 1 else ''}"
+        )
 
 
 def check_finite(gan, where) -> None:

@@ -41,7 +41,7 @@ REDSHIFTS = (0.0, 0.5, 1.5, 3.0)
 PARAMETERS = {"Omega_m": 0.3, "sigma_8": 0.8, "N_spec": 0.96, "H_0": 70.0}  # of physPar, and where unitPar is zero
 BARYON_FRACTION = 0.16  # Omega_b / Omega_m, as Planck 2018 finds
 INITIAL_SCALE_FACTOR = 0.1
-BYTES_PER_VOXEL = 140  # of memory, at most
+BYTES_PER_VOXEL = 140  # of memory, about
 COLA_EXPONENT = -2.5  # residual speeds go like a**-2.5 within a step (n_LPT of Tassev et al.)
 
 

@@ -170,7 +170,6 @@ def test_a_refused_run_leaves_nothing_behind(workplace):
         (("--devices", 4), ("batchsize = 6", "4 replicas")),
         (("--devices", 2, "--xla"), ("XLA", "one device", "there are 2", "--no-xla")),
         (("--devices", 6), ("batchsize = 6", "one image", "sync_batchnorm")),
-        (("--devices", 2, "--strategy", "single"), ("--devices 2", "single")),
         (
             ("--set", "ndeconvfilters=[40000000, 1]", "--set", "noise_vect_len=1000000"),
             ("not enough memory", "batches of 6"),
@@ -245,6 +244,9 @@ def test_a_run_stays_with_xla(workplace):
         (["tiny", "0", "--set", "dataname=nothing"], ["nothing_train.h5", "slice_universes.py"]),
         (["tiny", "0", "--set", "img_dim=16"], ["8 × 8", "img_dim"]),
         (["tiny", "0", "--set", "batchsize=1000"], ["fewer than one batch", "batchsize 1000"]),
+        (["tiny", "0", "--set", "batchsize=1"], ["batchsize = 1", "batch norm needs two"]),
+        (["tiny", "0", "--devices", "2", "--strategy", "single"], ["--devices 2", "single"]),
+        (["tiny", "0", "--strategy", "multiworker"], ["TF_CONFIG"]),
     ],
 )
 def test_refused_before_anything_is_written(workplace, arguments, words):

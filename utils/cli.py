@@ -76,6 +76,7 @@ def run(main: Callable[[], None]) -> NoReturn:
                 print(f"{script}: interrupted", file=sys.stderr)
             sys.exit(128 + number)
         if isinstance(error, BrokenPipeError) and not _is_read(sys.stdout):
+            throw_away(sys.stdout)
             sys.exit(128 + signal.SIGPIPE)
         if isinstance(error, MemoryError):
             what = "not enough memory; ask for less at a time, or use a larger machine"
@@ -89,14 +90,18 @@ def run(main: Callable[[], None]) -> NoReturn:
 
 
 def _is_read(stream) -> bool:
-    """Whether somebody reads an output; if not, what is still to come is thrown away."""
+    """Whether there still is somebody who reads an output."""
     poll = select.poll()
     poll.register(stream.fileno(), 0)
-    if not any(event & select.POLLERR for _, event in poll.poll(0)):
-        return True
-    # Python writes what is left when it ends, and would end in an error of its own.
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def throw_away(stream) -> None:
+    """Lose what is still written to an output that nobody reads.
+
+    Python writes what it has kept back when it ends, and would end in an error of its own.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return False
 
 
 def is_mendable(error: OSError) -> bool:

@@ -1,11 +1,12 @@
 """The log of a run: everything into train.log, what a person wants to see on the terminal too."""
 
 import logging
-import os
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
+
+from utils.cli import throw_away
 
 log = logging.getLogger("exagan")
 
@@ -20,8 +21,7 @@ class _AboveProgressBar(logging.Handler):
         except OSError:
             # Whoever read our output has gone, as after `| head` or Ctrl-C in a pipe: training goes on, into the file.
             log.removeHandler(self)
-            # Python writes what is left when it ends, and would end in an error of its own.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            throw_away(sys.stdout)
 
 
 class _LogFile(logging.FileHandler):
