@@ -1,24 +1,26 @@
 """Strided convolutions and their transposes, computed in another way where TensorFlow's own is slow on a CPU.
 
 Three of its kernels are: transposed convolutions to a few channels in float32 (the generator's last layer and, in
-float32, the gradient with respect to the discriminator's images); and kernel gradients on small maps, in bfloat16, and
-in float32 of many channels where the processor has AVX2 alone. They are computed here from operations that are fast,
-exactly up to rounding; everything else is left to TensorFlow. Images are channels_last, padding is `same`, and all of
-it can be differentiated any number of times.
+float32, the gradient with respect to the discriminator's images); kernel gradients on small maps in bfloat16; and, with
+AVX2 alone, everything between many channels in float32. They are computed here from operations that are fast, exactly
+up to rounding; everything else is left to TensorFlow. Images are channels_last, padding is `same`, and all of it can be
+differentiated any number of times.
 """
 
 import tensorflow as tf
 
+from networks import winograd
 from networks.device import processor_flags
 
 # Up to that many channels, a convolution of neighbouring pixels and a rearrangement are twice as fast.
 _FEW_CHANNELS = 4
-# Up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast in bfloat16; in
-# float32, with AVX2 alone, a convolution is 1.2 to 2.1 times as fast, from that many channels on both sides on, but on
-# the smallest maps.
+# In bfloat16, up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast.
 _SMALL_SIDE = 8
-_TINY_SIDE = 4
+# In float32 and with AVX2 alone, Winograd's way is 1.1 to 2.7 times as fast from that many channels on both sides on,
+# where a convolution's output is of that side. On larger maps the matrices that take a whole side to the points cost
+# too much.
 _MANY_CHANNELS = 128
+_WINOGRAD_SIDES = range(8, 33)
 
 
 def convolve(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
@@ -41,6 +43,8 @@ def convolve(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
         def gradients(upstream):
             return convolve_transposed(upstream, kernel, stride), _kernel_gradient(images, upstream, kernel, stride)
 
+        if _winograd_pays(images.shape[1] // stride, kernel, stride):
+            return winograd.convolve(images, kernel, stride), gradients
         return tf.nn.conv2d(images, kernel, stride, "SAME"), gradients
 
     return forward(images, kernel)
@@ -67,6 +71,8 @@ def convolve_transposed(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf
 
         if _on_cpu() and images.dtype == tf.float32 and kernel.shape[2] <= _FEW_CHANNELS and stride > 1:
             outputs = transposed_by_neighbours(images, kernel, stride)
+        elif _winograd_pays(images.shape[1], kernel, stride):
+            outputs = winograd.convolve_transposed(images, kernel, stride)
         else:
             rows, columns = (side * stride for side in images.shape[1:3])
             shape = (tf.shape(images)[0], rows, columns, kernel.shape[2])
@@ -100,13 +106,11 @@ def transposed_by_neighbours(images: tf.Tensor, kernel: tf.Tensor, stride: int) 
 
 def _kernel_gradient(images, upstream, kernel, stride):
     """Of the sum of `convolve(images, kernel) * upstream`, with respect to the kernel."""
-    side = kernel.shape[0]
-    if _on_cpu() and upstream.shape[1] <= _SMALL_SIDE:
-        if images.dtype == tf.bfloat16:
-            return kernel_gradient_by_products(images, upstream, side, stride)
-        many = min(kernel.shape[2:]) >= _MANY_CHANNELS and upstream.shape[1] > _TINY_SIDE
-        if images.dtype == tf.float32 and many and _has_avx2_alone():
-            return kernel_gradient_by_convolution(images, upstream, side, stride)
+    side, outputs = kernel.shape[0], upstream.shape[1]
+    if _on_cpu() and images.dtype == tf.bfloat16 and outputs <= _SMALL_SIDE:
+        return kernel_gradient_by_products(images, upstream, side, stride)
+    if _winograd_pays(outputs, kernel, stride):
+        return winograd.kernel_gradient(images, upstream, side, stride)
     return tf.raw_ops.Conv2DBackpropFilter(
         input=images,
         filter_sizes=kernel.shape,
@@ -151,27 +155,11 @@ def kernel_gradient_by_products(images: tf.Tensor, upstream: tf.Tensor, side: in
     return tf.reshape(products, (side, side, channels, channels_out))
 
 
-def kernel_gradient_by_convolution(images: tf.Tensor, upstream: tf.Tensor, side: int, stride: int) -> tf.Tensor:
-    """The kernel's gradient as a convolution that takes images for channels and channels for images.
-
-    The pixels of `upstream` are the kernel of this convolution, and lie `stride` pixels apart. Parameters and result
-    are those of `kernel_gradient_by_products`.
-    """
-
-    @tf.custom_gradient
-    def forward(images, upstream):
-        def gradients(kernel):
-            return convolve_transposed(upstream, kernel, stride), convolve(images, kernel, stride)
-
-        before = max(side - stride, 0) // 2
-        pads = (before, side - stride - before)
-        # (n, N, N, channels) -> (channels, N', N', n), and (n, M, M, channels out) -> (M, M, n, channels out)
-        exchanged = tf.transpose(tf.pad(images, ((0, 0), pads, pads, (0, 0))), (3, 1, 2, 0))
-        products = tf.nn.conv2d(exchanged, tf.transpose(upstream, (1, 2, 0, 3)), 1, "VALID", dilations=stride)
-        # (channels, side, side, channels out) -> (side, side, channels, channels out)
-        return tf.transpose(products, (1, 2, 0, 3)), gradients
-
-    return forward(images, upstream)
+def _winograd_pays(outputs: int, kernel: tf.Tensor, stride: int) -> bool:
+    """Whether convolutions of this kernel to so many outputs along a side are faster in Winograd's way."""
+    many_channels = min(kernel.shape[2:]) >= _MANY_CHANNELS
+    possible = outputs in _WINOGRAD_SIDES and winograd.is_possible(kernel.shape[0], stride, outputs)
+    return many_channels and possible and kernel.dtype == tf.float32 and _on_cpu() and _has_avx2_alone()
 
 
 def _on_cpu() -> bool:

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from networks import convolutions
+from networks import convolutions, winograd
 from networks.convolutions import (
     convolve,
     convolve_transposed,
-    kernel_gradient_by_convolution,
     kernel_gradient_by_products,
     transposed_by_neighbours,
 )
@@ -37,9 +36,8 @@ def test_transposed_by_neighbours(rng, side, stride):
     assert_equal(transposed_by_neighbours(images, kernel, stride), expected)
 
 
-@pytest.mark.parametrize("compute", [kernel_gradient_by_products, kernel_gradient_by_convolution])
 @pytest.mark.parametrize(("side", "stride"), [*SIZES, (5, 1)])
-def test_kernel_gradient(rng, compute, side, stride):
+def test_kernel_gradient(rng, side, stride):
     images, upstream = normal(rng, 3, 4 * stride, 4 * stride, 2), normal(rng, 3, 4, 4, 5)
     expected = tf.raw_ops.Conv2DBackpropFilter(
         input=images,
@@ -48,7 +46,7 @@ def test_kernel_gradient(rng, compute, side, stride):
         strides=(1, stride, stride, 1),
         padding="SAME",
     )
-    assert_equal(compute(images, upstream, side, stride), expected)
+    assert_equal(kernel_gradient_by_products(images, upstream, side, stride), expected)
 
 
 def plain_convolve(images, kernel, stride):
@@ -62,23 +60,28 @@ def plain_transposed(images, kernel, stride):
 
 @pytest.mark.parametrize(
     "ways",
-    [{}, {"_FEW_CHANNELS": 0}, {"_MANY_CHANNELS": 0, "_TINY_SIDE": 0, "_has_avx2_alone": lambda: True}],
+    [{}, {"_FEW_CHANNELS": 0}, {"_FEW_CHANNELS": 0, "_MANY_CHANNELS": 0, "_has_avx2_alone": lambda: True}],
     ids=" ".join,
 )
 @pytest.mark.parametrize(("ours", "plain"), [(convolve, plain_convolve), (convolve_transposed, plain_transposed)])
 def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, ways):
     """A gradient penalty differentiates the gradient with respect to the images once more, as here."""
-    calls = []
+    called = set()
 
-    def counted(*arguments):
-        calls.append(arguments)
-        return kernel_gradient_by_convolution(*arguments)
+    def noted(name, function):
+        def call(*arguments):
+            called.add(name)
+            return function(*arguments)
 
-    monkeypatch.setattr(convolutions, "kernel_gradient_by_convolution", counted)
+        return call
+
+    for name in ("convolve", "convolve_transposed", "kernel_gradient"):
+        monkeypatch.setattr(winograd, name, noted(name, getattr(winograd, name)))
     monkeypatch.setattr(convolutions, "_on_cpu", lambda: True)
     for name, value in ways.items():
         monkeypatch.setattr(convolutions, name, value)
-    images = normal(rng, 2, 8, 8, 2)
+    side = 16 if ours is convolve else 8
+    images = normal(rng, 2, side, side, 2)
     kernel = normal(rng, 5, 5, 2, 2)
 
     @tf.function(autograph=False)
@@ -94,7 +97,8 @@ def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, ways):
 
     for one, other in zip(derivatives(ours), derivatives(plain), strict=True):
         assert_equal(one, other)
-    assert bool(calls) == ("_MANY_CHANNELS" in ways)
+    everything = {"convolve", "convolve_transposed", "kernel_gradient"}
+    assert called == (everything if "_MANY_CHANNELS" in ways else set())
 
 
 def test_kernel_gradient_in_bfloat16_on_small_maps(rng, monkeypatch):
