@@ -74,7 +74,7 @@ lint: $(VENV)/.installed-test
 	$(VENV)/bin/ruff format --check
 
 test: lint
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/.installed-test
 	$(RUN) -m benchmarks
