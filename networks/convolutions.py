@@ -17,8 +17,8 @@ _FEW_CHANNELS = 4
 # In bfloat16, up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast.
 _SMALL_SIDE = 8
 # In float32 and with AVX2 alone, Winograd's way is 1.1 to 2.7 times as fast from that many channels on both sides on,
-# where a convolution's output is of that side. On larger maps the matrices that take a whole side to the points cost
-# too much.
+# where a convolution's output is of that side. Larger maps were not tried: the matrices that take a whole side to the
+# points grow with it.
 _MANY_CHANNELS = 128
 _WINOGRAD_SIDES = range(8, 33)
 

@@ -2,10 +2,10 @@
 
 Winograd's minimal filtering, as Lavin & Gray (2016, arXiv:1509.09308) use it for networks, for kernels that stride:
 along each side a convolution of stride r is the sum of r convolutions of stride 1, one for every r-th pixel and every
-r-th weight. Four neighbouring outputs of one of these, with up to three weights, are six numbers that are products of
-a sum of pixels and a sum of weights, where term by term there would be twelve: the values of two polynomials, and of
-their product, at six points. A kernel of 5 x 5 that moves by 2 so takes 11² instead of 20² multiplications per tile of
-4 x 4 outputs, and all of one point are a matrix product over channels.
+r-th weight. Four neighbouring outputs of one of these, with three weights, are sums of six products, each of a sum of
+pixels and a sum of weights, where term by term there would be twelve: a product of two polynomials is known by its
+values at six points, which are the products of theirs. A kernel of 5 x 5 that moves by 2 so takes 11² instead of 20²
+multiplications per tile of 4 x 4 outputs, and all of one point are a matrix product over channels.
 
 A tensor is taken to the points and back by a matrix along each side. One set of matrices serves the convolution, its
 transpose and its kernel's gradient, which are the three ways to solve one trilinear form. Images are channels_last,
@@ -19,15 +19,15 @@ import numpy as np
 import tensorflow as tf
 
 # Outputs of a tile along a side.
-TILE = 4
-# Points beside infinity. These, of a dozen sets that were tried, make the smallest errors in float32.
+_TILE = 4
+# Points beside infinity. Of a dozen sets that were tried, errors in float32 are within 5 % of the smallest with these.
 _POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-_MOST_WEIGHTS = len(_POINTS) + 2 - TILE
+_MOST_WEIGHTS = len(_POINTS) + 2 - _TILE
 
 
 def is_possible(side: int, stride: int, outputs: int) -> bool:
     """Whether convolutions of a kernel of that side to so many outputs along a side can be computed here."""
-    return outputs % TILE == 0 and -(-side // stride) <= _MOST_WEIGHTS
+    return outputs % _TILE == 0 and -(-side // stride) <= _MOST_WEIGHTS
 
 
 def convolve(images: tf.Tensor, kernel: tf.Tensor, stride: int) -> tf.Tensor:
@@ -77,7 +77,7 @@ class _Transforms(NamedTuple):
 def _transforms(pixels: int, side: int, stride: int) -> _Transforms:
     """For images of so many pixels a side; the points are those of all `stride` convolutions, one after the other."""
     outputs = pixels // stride
-    tiles = outputs // TILE
+    tiles = outputs // _TILE
     before = max(side - stride, 0) // 2
     parts = []
     for first in range(min(stride, side)):
@@ -87,9 +87,9 @@ def _transforms(pixels: int, side: int, stride: int) -> _Transforms:
         part = _Transforms(*(np.zeros((points, *shape)) for shape in [(tiles, pixels), (tiles, outputs), (side,)]))
         part.kernel[:, weights] = of_weights
         for tile in range(tiles):
-            part.outputs[:, tile, tile * TILE : (tile + 1) * TILE] = of_outputs
+            part.outputs[:, tile, tile * _TILE : (tile + 1) * _TILE] = of_outputs
             for index in range(points):
-                pixel = stride * (tile * TILE + index) + first - before
+                pixel = stride * (tile * _TILE + index) + first - before
                 if 0 <= pixel < pixels:  # beyond lies the padding
                     part.images[:, tile, pixel] = of_pixels[:, index]
         parts.append(part)
@@ -97,13 +97,14 @@ def _transforms(pixels: int, side: int, stride: int) -> _Transforms:
 
 
 def _one_tile(weights: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What takes pixels (as many as points), outputs (TILE) and weights of one tile to the points, each (points, ...).
+    """What takes pixels (as many as points), outputs (_TILE) and weights of one tile to the points, each (points, ...).
 
-    A polynomial of degree d - 1 is known by its values at d points, the one at infinity being its highest coefficient.
-    So the product of two has coefficients ``inverse @ ((values of one) * (values of the other))``; of this bilinear
-    form, summed with one factor per coefficient, the outputs of a tile are the derivative with respect to the other.
+    A polynomial of d coefficients is known by its values at d points, the one at infinity being its highest
+    coefficient. So the product of two has coefficients ``inverse @ (values(w) @ weights * values(o) @ others)``.
+    With pixels for factors of these coefficients, their sum is trilinear: of pixels, weights and others. What it
+    multiplies the others by are the outputs of the tile, each the sum of weights times the pixels from there on.
     """
-    points = TILE + weights - 1
+    points = _TILE + weights - 1
 
     def values(coefficients):
         finite = np.vander(_POINTS[: points - 1], coefficients, increasing=True)
@@ -112,7 +113,7 @@ def _one_tile(weights: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     of_pixels = np.linalg.inv(values(points)).T
     # Without this pixels and weights would differ in size from point to point.
     scale = np.abs(of_pixels).max(axis=1, keepdims=True)
-    return of_pixels / scale, values(TILE), values(weights) * scale
+    return of_pixels / scale, values(_TILE), values(weights) * scale
 
 
 def _to_points(values: tf.Tensor, matrix: np.ndarray) -> tf.Tensor:
