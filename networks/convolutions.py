@@ -157,9 +157,11 @@ def kernel_gradient_by_products(images: tf.Tensor, upstream: tf.Tensor, side: in
 
 def _winograd_pays(outputs: int, kernel: tf.Tensor, stride: int) -> bool:
     """Whether convolutions of this kernel to so many outputs along a side are faster in Winograd's way."""
-    many_channels = min(kernel.shape[2:]) >= _MANY_CHANNELS
-    possible = outputs in _WINOGRAD_SIDES and winograd.is_possible(kernel.shape[0], stride, outputs)
-    return many_channels and possible and kernel.dtype == tf.float32 and _on_cpu() and _has_avx2_alone()
+    side = kernel.shape[0]
+    # With one or two weights per stride it saves little, and with one alone nothing.
+    saves = side > 2 * stride and min(kernel.shape[2:]) >= _MANY_CHANNELS
+    possible = outputs in _WINOGRAD_SIDES and winograd.is_possible(side, stride, outputs)
+    return saves and possible and kernel.dtype == tf.float32 and _on_cpu() and _has_avx2_alone()
 
 
 def _on_cpu() -> bool:

@@ -8,7 +8,7 @@ values at six points, which are the products of theirs. A kernel of 5 x 5 that m
 multiplications per tile of 4 x 4 outputs, and all of one point are a matrix product over channels.
 
 A tensor is taken to the points and back by a matrix along each side. One set of matrices serves the convolution, its
-transpose and its kernel's gradient, which are the three ways to solve one trilinear form. Images are channels_last,
+transpose and its kernel's gradient, which are the three derivatives of one trilinear form. Images are channels_last,
 padding is `same`; all is made of operations that TensorFlow can differentiate.
 """
 

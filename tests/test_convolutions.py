@@ -123,6 +123,27 @@ def test_kernel_gradient_in_bfloat16_on_small_maps(rng, monkeypatch):
     np.testing.assert_allclose(gradients[0], gradients[1], rtol=0.01, atol=0.05)
 
 
+@pytest.mark.parametrize(
+    ("outputs", "side", "channels", "dtype", "avx2_alone", "pays"),
+    [
+        (8, 5, (128, 256), tf.float32, True, True),
+        (4, 5, (128, 256), tf.float32, True, False),
+        (10, 5, (128, 256), tf.float32, True, False),
+        (64, 5, (128, 256), tf.float32, True, False),
+        (8, 3, (128, 256), tf.float32, True, False),
+        (8, 7, (128, 256), tf.float32, True, False),
+        (8, 5, (64, 256), tf.float32, True, False),
+        (8, 5, (128, 256), tf.bfloat16, True, False),
+        (8, 5, (128, 256), tf.float32, False, False),
+    ],
+)
+def test_where_winograds_way_is_taken(monkeypatch, outputs, side, channels, dtype, avx2_alone, pays):
+    monkeypatch.setattr(convolutions, "_on_cpu", lambda: True)
+    monkeypatch.setattr(convolutions, "_has_avx2_alone", lambda: avx2_alone)
+    kernel = tf.zeros((side, side, *channels), dtype)
+    assert convolutions._winograd_pays(outputs, kernel, 2) == pays
+
+
 def test_batches_of_any_size(rng):
     images, kernel = normal(rng, 3, 8, 8, 2), normal(rng, 5, 5, 2, 2)
 
