@@ -21,7 +21,14 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from networks.device import STRATEGIES, avoid_failing_fusion, is_out_of_memory, log_missing_bfloat16, start_tensorflow
+from networks.device import (
+    STRATEGIES,
+    Machine,
+    avoid_failing_fusion,
+    is_out_of_memory,
+    log_missing_bfloat16,
+    start_tensorflow,
+)
 from utils.checkpoints import Checkpoint, newest_checkpoint, save_checkpoint, saved_steps
 from utils.cli import EXIT_DIVERGED, ArgumentParser, CleanExit, UserError, describe, is_mendable, run
 from utils.cluster import find_cluster
@@ -262,9 +269,7 @@ def set_up(
     if crew.size > 1:
         log.info("%s: waiting for %d other workers", crew.cluster.source, crew.size - 1)
     record_before = folder.read_record() if checkpoint else {}
-    machine = start_tensorflow(
-        arguments.strategy, arguments.devices, crew.cluster, crew.meet, arguments.xla, used_xla(record_before)
-    )
+    machine = open_devices(arguments, plan.config, crew, used_xla(record_before))
     log.info("computing on %s", describe_machine(machine.description))
     plan = settle_precision(plan, machine)
     log.info("precision: %s", plan.config.precision)
@@ -285,6 +290,19 @@ def set_up(
         # From here on there is always a state to go on from.
         save_state(gan, monitor, folder, plan)
     return gan, monitor
+
+
+def open_devices(arguments, config: Config, crew: Crew, xla_before: bool | None = None) -> Machine:
+    """Start TensorFlow on what the arguments name; `xla_before` as `start_tensorflow` takes it."""
+    return start_tensorflow(
+        arguments.strategy,
+        arguments.devices,
+        crew.cluster,
+        crew.meet,
+        arguments.xla,
+        xla_before,
+        batch_pixels=config.batch_pixels,
+    )
 
 
 def set_weights(gan, monitor, folder: RunFolder, checkpoint: Checkpoint | None, init_from: str | None) -> None:
@@ -321,7 +339,7 @@ def evaluate(gan, monitor, folder: RunFolder, epoch: float, timing: dict) -> Non
 
 def follow(arguments, config: Config, training: SliceSet, crew: Crew, stop: StopRequest) -> None:
     """Train as a worker that is not the first: compute its share of every batch, and write nothing."""
-    machine = start_tensorflow(arguments.strategy, arguments.devices, crew.cluster, crew.meet, arguments.xla)
+    machine = open_devices(arguments, config, crew)
     plan = settle_precision(RunPlan(config, len(training)), machine)
     print(f"{crew.cluster.name(crew.rank)} of {crew.size} computes its share; the first one writes log and results")
     gan = build_gan(plan, training, machine)

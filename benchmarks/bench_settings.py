@@ -23,6 +23,7 @@ SETTINGS = {
     "as train.py runs it": ({}, []),
     "datafmt: channels_last": ({}, ["--set", "datafmt=channels_last"]),
     "TF_NUM_INTRAOP_THREADS=1": ({"TF_NUM_INTRAOP_THREADS": "1"}, []),
+    "TF_NUM_INTRAOP_THREADS=2": ({"TF_NUM_INTRAOP_THREADS": "2"}, []),
     "TF_NUM_INTEROP_THREADS=1": ({"TF_NUM_INTEROP_THREADS": "1"}, []),
     "TF_ENABLE_ONEDNN_OPTS=0": ({"TF_ENABLE_ONEDNN_OPTS": "0"}, []),
     "--no-xla, nothing rearranged": ({}, ["--no-xla", "--no-layout-optimizer"]),

@@ -96,7 +96,7 @@ def step_parser(description: str, tag: str, steps: int) -> ArgumentParser:
 def start(tag: str, overrides: list[str], **devices) -> tuple[Machine, Config]:
     """Start TensorFlow on devices that `start_tensorflow` is told of, and resolve a tag's configuration on them."""
     config = load_config("config.yaml", tag, overrides)
-    machine = start_tensorflow(**devices)
+    machine = start_tensorflow(**devices, batch_pixels=config.batch_pixels)
     from networks.precision import choose_precision
 
     avoid_failing_fusion(config.discriminator_norm)

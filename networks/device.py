@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 STRATEGIES = ("auto", "single", "mirrored", "multiworker")
 # Once all workers are there, TensorFlow connects them within seconds [s].
 _JOINING = 120
+# Pixels in a batch, up to which operations are so short that two threads on one of them mostly wait for each other.
+_SMALL_BATCH = 2**15
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def start_tensorflow(
     meet: Callable[[list[str]], None] = lambda devices: None,
     xla: bool | None = None,
     xla_before: bool | None = None,
+    batch_pixels: int | None = None,
 ) -> Machine:
     """Import TensorFlow and open its devices; the notes that it writes meanwhile go to the log, not to the terminal.
 
@@ -64,6 +67,9 @@ def start_tensorflow(
     xla_before : bool, optional
         Whether they were when the run was last started, which on several devices does not matter: they do without. A
         new run has them compiled on a single GPU.
+    batch_pixels : int, optional
+        Pixels in a batch of what is to be trained. Two CPU cores compute small batches with one thread an operation and
+        two operations at a time, unless TensorFlow's own variable says otherwise.
 
     Raises
     ------
@@ -78,6 +84,7 @@ def start_tensorflow(
         import tensorflow as tf
 
         names = _choose_devices(tf, 1 if choice == "single" else devices)
+        _choose_threads(tf, batch_pixels)
         if choice in ("auto", "multiworker") and cluster:
             if names[1:] and not tf.config.get_visible_devices("GPU"):
                 # TensorFlow would use the first of them, and say nothing.
@@ -163,6 +170,13 @@ def _choose_devices(tf, devices: int | None) -> list[str]:
     return [f"GPU:{index}" for index in range(len(gpus))]
 
 
+def _choose_threads(tf, batch_pixels: int | None) -> None:
+    """Choose how many threads share an operation of the CPU, before TensorFlow opens it."""
+    small = batch_pixels is not None and batch_pixels <= _SMALL_BATCH and len(os.sched_getaffinity(0)) == 2
+    if small and "TF_NUM_INTRAOP_THREADS" not in os.environ:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+
+
 def _join(tf, cluster: Cluster, meet: Callable[[], None]) -> "tf.distribute.Strategy":
     """Connect this worker with the others."""
     # TensorFlow's own reader of Slurm's variables sorts nodes by their names as text: n10 before n9.
@@ -188,6 +202,7 @@ def _join(tf, cluster: Cluster, meet: Callable[[], None]) -> "tf.distribute.Stra
 def _describe(tf, strategy: str, workers: int, replicas: int, xla: bool) -> dict:
     gpus = tf.config.get_visible_devices("GPU")
     threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "")
+    chosen = int(threads if threads.isdigit() else 0) or tf.config.threading.get_intra_op_parallelism_threads()
     details = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return {
         "kind": "GPU" if gpus else "CPU",
@@ -198,7 +213,7 @@ def _describe(tf, strategy: str, workers: int, replicas: int, xla: bool) -> dict
         # Rounding depends on how many threads share a sum.
         "tf32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
         "xla": "step" if xla else tf.config.optimizer.get_jit() or "off",
-        "threads": int(threads if threads.isdigit() else 0) or len(os.sched_getaffinity(0)),
+        "threads": chosen or len(os.sched_getaffinity(0)),
     }
 
 

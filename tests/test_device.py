@@ -32,6 +32,35 @@ def test_convolutions_are_computed_by_onednn_unless_switched_off(setting, used):
     assert ("exec,cpu,convolution" in process.stdout) is used, process.stdout
 
 
+THREADS = """
+import os
+os.sched_getaffinity = lambda process: {0, 1}
+from networks.device import start_tensorflow
+print(start_tensorflow(batch_pixels=64).description["threads"])
+"""
+
+
+@pytest.mark.parametrize(("setting", "threads"), [({}, "1"), ({"TF_NUM_INTRAOP_THREADS": "3"}, "3")])
+def test_threads_of_small_batches_on_two_cores(setting, threads):
+    environment = {name: value for name, value in os.environ.items() if name != "TF_NUM_INTRAOP_THREADS"} | setting
+    process = subprocess.run(
+        [sys.executable, "-c", THREADS], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert process.stdout.strip() == threads
+
+
+@pytest.mark.parametrize(
+    ("cores", "pixels", "chosen"), [(2, 2**15, [1]), (2, 2**15 + 1, []), (4, 2**15, []), (1, 2**15, []), (2, None, [])]
+)
+def test_threads_are_left_to_tensorflow_elsewhere(monkeypatch, cores, pixels, chosen):
+    calls = []
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", calls.append)
+    device._choose_threads(tf, pixels)
+    assert calls == chosen
+
+
 @pytest.mark.parametrize("gpus", [0, 3])
 def test_a_worker_joins_under_its_rank_with_all_its_gpus(monkeypatch, gpus):
     class Joined(Exception):

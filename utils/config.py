@@ -90,6 +90,11 @@ class Config:
         """Image channels that the discriminator sees."""
         return 1 + self.multichannel
 
+    @property
+    def batch_pixels(self) -> int:
+        """Pixels of a batch of slices."""
+        return self.batchsize * self.img_dim**2
+
     def as_dict(self) -> dict:
         """Keys and values as they stand in a file (lists, not tuples; without the tag)."""
         values = dataclasses.asdict(self)
