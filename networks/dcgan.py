@@ -7,6 +7,7 @@ GPU prefers the other; `datafmt` is the layout of the images that go in and come
 import dataclasses
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import keras
@@ -254,9 +255,16 @@ def draw_slices(draw, side: int, number: int, seed: int, progress: bool = False)
         Densities, or what the function draws; all batches together have `number` of them.
     """
     batch = max(1, min(_SAMPLING_BATCH, _SAMPLING_PIXELS // side**2))
-    for start in tqdm(range(0, number, batch), "generate", disable=None if progress else True):
+
+    def draw_batch(start: int) -> np.ndarray:
         # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
-        yield draw(batch, tf.constant((seed, start), tf.int64)).numpy()[: number - start]
+        return draw(batch, tf.constant((seed, start), tf.int64)).numpy()[: number - start]
+
+    # Two batches at a time: one alone leaves cores idle, for layers wait for each other.
+    pairs = tqdm(range(0, number, 2 * batch), "generate", disable=None if progress else True)
+    with ThreadPoolExecutor(2) as pool:
+        for first in pairs:
+            yield from pool.map(draw_batch, range(first, min(first + 2 * batch, number), batch))
 
 
 def load_generator(run_folder: str | Path, weights: str | Path = "best") -> Generator:
