@@ -172,8 +172,9 @@ def _choose_devices(tf, devices: int | None) -> list[str]:
 
 def _choose_threads(tf, batch_pixels: int | None) -> None:
     """Choose how many threads share an operation of the CPU, before TensorFlow opens it."""
-    small = batch_pixels is not None and batch_pixels <= _SMALL_BATCH and len(os.sched_getaffinity(0)) == 2
-    if small and "TF_NUM_INTRAOP_THREADS" not in os.environ:
+    small = batch_pixels is not None and batch_pixels <= _SMALL_BATCH
+    two_cores = len(os.sched_getaffinity(0)) == 2 and not tf.config.get_visible_devices("GPU")
+    if small and two_cores and "TF_NUM_INTRAOP_THREADS" not in os.environ:
         tf.config.threading.set_intra_op_parallelism_threads(1)
 
 
@@ -210,9 +211,9 @@ def _describe(tf, strategy: str, workers: int, replicas: int, xla: bool) -> dict
         "strategy": strategy,
         "workers": workers,
         "replicas": replicas,
-        # Rounding depends on how many threads share a sum.
         "tf32": bool(gpus) and tf.config.experimental.tensor_float_32_execution_enabled(),
         "xla": "step" if xla else tf.config.optimizer.get_jit() or "off",
+        # Rounding depends on how many threads share a sum.
         "threads": chosen or len(os.sched_getaffinity(0)),
     }
 
