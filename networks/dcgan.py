@@ -260,7 +260,7 @@ def draw_slices(draw, side: int, number: int, seed: int, progress: bool = False)
         # Always a full batch: one compiled shape, and slice i is the same in a set of any size.
         return draw(batch, tf.constant((seed, start), tf.int64)).numpy()[: number - start]
 
-    # Two batches at a time: one alone leaves cores idle, for layers wait for each other.
+    # Two batches at a time: with one thread an operation, one alone would leave a core idle.
     pairs = tqdm(range(0, number, 2 * batch), "generate", disable=None if progress else True)
     with ThreadPoolExecutor(2) as pool:
         for first in pairs:
