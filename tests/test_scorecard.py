@@ -149,6 +149,8 @@ def test_which_way_filaments_differ_is_said(real, other, train):
     assert coherence["c"] < clumps["minkowski"]["real"]["coherence"] < coherence["s"] == pytest.approx(1.0)
     assert filament_lines(clumps)[0].endswith("more like clumps")
     assert filament_lines(stripes)[0].endswith("more drawn out")
+    same = card_of(real[0], real, train)
+    assert filament_lines(same)[0].endswith("as drawn out, within the noise floor")
     assert filament_lines(stripes)[0] in table(stripes)
     assert filament_lines(stripes)[0] in markdown(stripes, "stripes")
     empty = card_of(np.full_like(other[0], 3), real, train)

@@ -166,7 +166,11 @@ def filament_lines(card: dict) -> list[str]:
     ours, theirs = (card["minkowski"][side]["coherence"] for side in ("generated", "real"))
     if ours is None or theirs is None:
         return []
-    way = "more like clumps" if ours < theirs else "more drawn out"
+    ratio = card["scores"]["filaments"]["ratio"]
+    if ratio is not None and ratio < 1:
+        way = "as drawn out, within the noise floor"
+    else:
+        way = "more like clumps" if ours < theirs else "more drawn out"
     return [
         f"filaments: coherence of orientation {_cell(ours)}, real ones {_cell(theirs)}: generated structures are {way}"
     ]
