@@ -19,7 +19,8 @@ def describe_slices(slices: SliceSet) -> str:
 
 def describe_machine(machine: dict) -> str:
     """Devices, threads, XLA, and how the step is spread, in a few words."""
-    text = f"{machine['devices'][0]} ({machine['threads']} threads)"
+    threads = machine["threads"]
+    text = f"{machine['devices'][0]} ({threads} thread{'' if threads == 1 else 's'} an operation)"
     if machine["xla"] != "off":
         text += ", XLA"
     if machine["replicas"] > 1:
@@ -27,15 +28,18 @@ def describe_machine(machine: dict) -> str:
     return text
 
 
-def progress_line(step: int, plan: RunPlan, losses: dict, timing: dict) -> str:
-    """The log line of a step: losses of this step, mean predicted probabilities, speed, time left."""
-    left = duration((plan.total_steps - step) * timing["all_seconds_per_step"])
+def progress_line(step: int, plan: RunPlan, losses: dict, timing: dict, compiling: bool) -> str:
+    """The log line of a step: losses of this step, mean predicted probabilities, speed, time left.
+
+    While all steps have been compiling ones, their speed tells nothing of the time left.
+    """
+    left = "" if compiling else f", {duration((plan.total_steps - step) * timing['all_seconds_per_step'])} left"
     values = {name: float(loss) for name, loss in losses.items()}
     extra = "".join(f" {name} {value:.4f}" for name, value in values.items() if name not in _ALWAYS)
     return (
         f"step {step}/{plan.total_steps} epoch {(step - 1) // plan.epoch_steps + 1} | d_loss {values['d_loss']:.4f} "
         f"g_loss {values['g_loss']:.4f}{extra} | real pred {values['d_real_prob']:.3f} "
-        f"fake pred {values['d_fake_prob']:.3f} | {timing['images_per_second']:.1f} images/s, {left} left"
+        f"fake pred {values['d_fake_prob']:.3f} | {timing['images_per_second']:.1f} images/s{left}"
     )
 
 
