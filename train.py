@@ -198,9 +198,7 @@ def train(
                 with watch.measure("matching"), slices_finite(gan, folder.checkpoints):
                     gan.match_histogram()
             if due.log:
-                timing = pace(watch, step - first_step, config.batchsize)
-                compiling = watch.counts["compiling"] == step - first_step
-                log.info(progress_line(step, plan, losses, timing, compiling))
+                log.info(progress_line(step, plan, losses, pace(watch, step - first_step, config.batchsize)))
             if due.checkpoint:
                 timing = pace(watch, step - first_step, config.batchsize) | {"wait_share": batches.waited / watch.total}
                 with watch.measure("monitor"), slices_finite(gan, folder.checkpoints):

@@ -28,12 +28,10 @@ def describe_machine(machine: dict) -> str:
     return text
 
 
-def progress_line(step: int, plan: RunPlan, losses: dict, timing: dict, compiling: bool) -> str:
-    """The log line of a step: losses of this step, mean predicted probabilities, speed, time left.
-
-    While all steps have been compiling ones, their speed tells nothing of the time left.
-    """
-    left = "" if compiling else f", {duration((plan.total_steps - step) * timing['all_seconds_per_step'])} left"
+def progress_line(step: int, plan: RunPlan, losses: dict, timing: dict) -> str:
+    """The log line of a step: losses of this step, mean predicted probabilities, speed, time left where it is known."""
+    each = timing.get("all_seconds_per_step")
+    left = "" if each is None else f", {duration((plan.total_steps - step) * each)} left"
     values = {name: float(loss) for name, loss in losses.items()}
     extra = "".join(f" {name} {value:.4f}" for name, value in values.items() if name not in _ALWAYS)
     return (

@@ -51,12 +51,14 @@ def pace(watch: Stopwatch, steps: int, batchsize: int) -> dict[str, float]:
     dict of str to float
         `seconds` in all; `seconds_per_step` and `images_per_second` without, `all_seconds_per_step` with what is done
         beside the steps; and the share of each of those activities. Once there are steps that were not compiled, all
-        but the first are of these and the time without compiling; until then compiling counts as part of the steps.
+        but the first are of these and the time without compiling; until then compiling counts as part of the steps, and
+        there is no `all_seconds_per_step`, for it would tell nothing of the steps to come.
     """
     seconds, compiled = dict(watch.seconds), watch.counts["compiling"]
     spent = watch.total
     compiling = seconds.pop("compiling", 0.0)
-    if steps > compiled:
+    settled = steps > compiled
+    if settled:
         spent -= compiling
         steps -= compiled
     in_steps = spent - sum(seconds.values())
@@ -64,6 +66,6 @@ def pace(watch: Stopwatch, steps: int, batchsize: int) -> dict[str, float]:
         "seconds": watch.total,
         "seconds_per_step": in_steps / steps,
         "images_per_second": batchsize * steps / in_steps,
-        "all_seconds_per_step": spent / steps,
+        **({"all_seconds_per_step": spent / steps} if settled else {}),
         **{f"{activity}_share": value / spent for activity, value in seconds.items()},
     }
