@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from networks.images import density_from_pre_activation, random_symmetry, round_stochastically
+from networks.images import blue_noise, density_from_pre_activation, random_symmetry, round_stochastically
 from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling
 from networks.matching import HistogramMatching
 from networks.precision import hidden_dtype
@@ -227,7 +227,8 @@ def density_function(generator: Generator) -> tf.types.experimental.PolymorphicF
             density = tf.floor(density)
         elif generator.rounding == "stochastic":
             own_seed = tf.random.experimental.stateless_fold_in(seed, _ROUNDING)
-            density = round_stochastically(density, tf.random.stateless_uniform(tf.shape(density), own_seed))
+            noise = blue_noise(tf.random.stateless_normal(tf.shape(density), own_seed))
+            density = round_stochastically(density, noise)
         if generator.turning:
             own_seed = tf.random.experimental.stateless_fold_in(seed, _TURNING)
             coins = tf.random.stateless_uniform((number, 3), own_seed) < 0.5

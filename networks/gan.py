@@ -27,7 +27,7 @@ from networks.distribution import (
 )
 from networks.divergence import DivergenceWatch
 from networks.gradients import keep_order, pairwise_gradients
-from networks.images import fields_from_pre_activation, images_from_density, images_from_s, random_symmetry
+from networks.images import blue_noise, fields_from_pre_activation, images_from_density, images_from_s, random_symmetry
 from networks.losses import (
     TrainingSet,
     crossentropy,
@@ -459,7 +459,7 @@ class GAN:
         """s and density, (n, N, N, 1), from the last pre-activation u, (n, N, N), with this step's rounding."""
         noise = None
         if self.config.count_noise:
-            noise = self._draw(tf.random.stateless_uniform, tf.shape(u), Purpose.ROUNDING, step)
+            noise = blue_noise(self._draw(tf.random.stateless_normal, tf.shape(u), Purpose.ROUNDING, step))
         return fields_from_pre_activation(u, self.config, noise)
 
     def _spectral_loss(self, s, density):

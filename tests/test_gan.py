@@ -5,12 +5,14 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
+import scipy
 import tensorflow as tf
 
 from networks.dcgan import draw_slices
 from networks.gan import GAN
 from networks.gradients import pairwise_gradients
 from networks.images import (
+    blue_noise,
     images_from_density,
     images_from_s,
     random_symmetry,
@@ -470,6 +472,39 @@ def test_stochastic_rounding_keeps_the_mean_and_gives_whole_numbers():
     assert np.abs(counts - density).max() < 1
     # The mean of n Bernoulli variables scatters by sqrt(p (1 - p) / n), here at most 0.0025; five of these.
     np.testing.assert_allclose(counts.mean(axis=1), [0.0, 0.25, 1.0, 2.9], atol=0.0125)
+
+
+def test_blue_noise_is_that_of_scipy(rng):
+    """Uniform, never 1, and apart from its neighbours, also across the edges."""
+    normal = rng.normal(size=(50, 16, 16)).astype(np.float32)
+    normal[0, 3, 5] = 20.0
+    noise = blue_noise(tf.constant(normal)).numpy()
+    kernel = np.full((3, 3), -0.4 / 8)
+    kernel[1, 1] = 1.0
+    g = [scipy.ndimage.convolve(slice_, kernel, mode="wrap") for slice_ in normal.astype(float)]
+    np.testing.assert_allclose(noise, scipy.stats.norm.cdf(g, scale=np.sqrt(1.02)), atol=1e-6)
+    assert noise.max() < 1
+    assert scipy.stats.kstest(noise[1:].ravel(), "uniform").pvalue > 0.01
+
+
+@pytest.mark.parametrize("path", ["training", "drawing"])
+def test_counts_keep_their_distance(tiny_config, path):
+    """Half a particle in each pixel: from two Gaussians correlated by r, counts are correlated by 2/pi asin r."""
+    gan = GAN(dataclasses.replace(tiny_config, count_noise=True))
+    if path == "training":
+        u = tf.fill((500, 8, 8), 0.5 * np.log(0.5 / 4).astype(np.float32))
+        counts = gan._fake_fields(u, tf.constant(3, tf.int64))[1].numpy()[..., 0]
+    else:
+        *_, kernel, bias = gan.generator.trainable_variables
+        kernel.assign(tf.zeros_like(kernel))
+        bias.assign(tf.fill(bias.shape, 0.5 * np.log(0.5 / 4)))
+        counts = gan.sample(500, seed=2)
+    assert set(np.unique(counts)) == {0.0, 1.0}
+    for shift, neighbours in [((0, 1), -0.09), ((1, 0), -0.09), ((1, 1), -0.095), ((0, 4), 0.0)]:
+        expected = 2 / np.pi * np.arcsin(neighbours / 1.02)
+        found = np.corrcoef(counts.ravel(), np.roll(counts, shift, (1, 2)).ravel())[0, 1]
+        # The correlation of n pairs scatters by 1/sqrt(n), here by 0.0056.
+        assert found == pytest.approx(expected, abs=0.02)
 
 
 def test_count_noise_passes_the_gradient_of_the_mean_on(tiny_config, rng):
