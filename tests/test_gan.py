@@ -5,19 +5,12 @@ import dataclasses
 import keras
 import numpy as np
 import pytest
-import scipy
 import tensorflow as tf
 
 from networks.dcgan import draw_slices
 from networks.gan import GAN
 from networks.gradients import pairwise_gradients
-from networks.images import (
-    blue_noise,
-    images_from_density,
-    images_from_s,
-    random_symmetry,
-    round_stochastically,
-)
+from networks.images import images_from_density, images_from_s
 from networks.layers import BatchNormalization, Conv2D
 from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
 from networks.optimizers import first_moments
@@ -443,16 +436,6 @@ def test_norms_are_those_asked_for(tiny_config):
         assert [layer.use_bias for layer in convolutions] == 2 * [discriminator_norm == "none"]
 
 
-def test_random_symmetry_draws_all_eight_and_nothing_else(rng):
-    square = rng.normal(size=(4, 4)).astype(np.float32)
-    coins = tf.constant(rng.random((400, 3)) < 0.5)
-    drawn = random_symmetry(tf.tile(square[None, ..., None], (400, 1, 1, 1)), coins).numpy()[..., 0]
-    allowed = [np.rot90(flip, turns) for flip in (square, square.T) for turns in range(4)]
-    counts = [sum(np.array_equal(image, symmetry) for image in drawn) for symmetry in allowed]
-    assert sum(counts) == 400
-    assert min(counts) > 20
-
-
 def test_with_augment_slices_are_drawn_in_all_eight_symmetries(tiny_config):
     """The same noise, for a generator that was trained with `augment` and for one that was not."""
     configs = (dataclasses.replace(tiny_config, augment=augment) for augment in (False, True))
@@ -463,28 +446,6 @@ def test_with_augment_slices_are_drawn_in_all_eight_symmetries(tiny_config):
         found += [np.array_equal(image, symmetry) for symmetry in symmetries]
     assert found.sum() == 200
     assert found.min() > 8
-
-
-def test_stochastic_rounding_keeps_the_mean_and_gives_whole_numbers():
-    density = tf.constant(np.repeat([0.0, 0.25, 1.0, 2.9], 40_000).reshape(4, -1).astype(np.float32))
-    counts = round_stochastically(density, tf.random.stateless_uniform(density.shape, (1, 2))).numpy()
-    np.testing.assert_array_equal(counts, np.floor(counts))
-    assert np.abs(counts - density).max() < 1
-    # The mean of n Bernoulli variables scatters by sqrt(p (1 - p) / n), here at most 0.0025; five of these.
-    np.testing.assert_allclose(counts.mean(axis=1), [0.0, 0.25, 1.0, 2.9], atol=0.0125)
-
-
-def test_blue_noise_is_that_of_scipy(rng):
-    """Uniform, never 1, and apart from its neighbours, also across the edges."""
-    normal = rng.normal(size=(50, 16, 16)).astype(np.float32)
-    normal[0, 3, 5] = 20.0
-    noise = blue_noise(tf.constant(normal)).numpy()
-    kernel = np.full((3, 3), -0.4 / 8)
-    kernel[1, 1] = 1.0
-    g = [scipy.ndimage.convolve(slice_, kernel, mode="wrap") for slice_ in normal.astype(float)]
-    np.testing.assert_allclose(noise, scipy.stats.norm.cdf(g, scale=np.sqrt(1.02)), atol=1e-6)
-    assert noise.max() < 1
-    assert scipy.stats.kstest(noise[1:].ravel(), "uniform").pvalue > 0.01
 
 
 @pytest.mark.parametrize("path", ["training", "drawing"])
