@@ -6,8 +6,8 @@ Beside every score stands its target: a fixed number or, where that is larger an
 values, twice the noise floor, which is the mean score of two sets of universes resampled from the held-back ones.
 Beside that stands what the run's own training slices score: a generator that has learned them perfectly would do no
 better. Deviations are relative; 12 numbers of morphology (three functionals, four densities) are listed one by one,
-since an average could hide one that is bad. Three more lines have no target: how far structures are drawn out into
-filaments, and what bright haloes look like.
+since an average could hide one that is bad. Four more lines have no target: how far structures are drawn out into
+filaments, what bright haloes look like, and whether structures are equally frequent everywhere in a slice.
 """
 
 import argparse
@@ -42,6 +42,8 @@ DRAWS = 200
 BATCH = 512
 # Peaks above that are haloes whose shape is told [particles per voxel].
 HALO = 200.0
+# Pixels above that, in filaments and haloes, are counted place by place [particles per voxel]; and the side of a place.
+STRUCTURE, PLACE = 10.0, 4
 
 
 def chi_1(generated: Means, real: Means, pixels: float) -> float:
@@ -125,11 +127,39 @@ def halo_shape(images: np.ndarray) -> tuple[float, float]:
     return float(np.mean(nearest[peaks] / inner[peaks])), float(parities.max() / parities.sum())
 
 
+def unevenness(images: np.ndarray) -> float:
+    """How much more frequent structures are in some places of a slice than in others; the universe has no such places.
+
+    Parameters
+    ----------
+    images : array, (n, N, N)
+        N a multiple of 8.
+
+    Returns
+    -------
+    float
+        Standard deviation over places of 4 x 4 pixels of the fraction of pixels above 10, over its mean. Places that
+        symmetries of the square take to one another are one. Of slices that prefer none it is the noise of so many.
+    """
+    often = np.mean(images > STRUCTURE, axis=0)
+    for turned in (np.flipud, np.fliplr, np.transpose):
+        often = (often + turned(often)) / 2.0
+    half = len(often) // 2
+    # (N/2, N/2) -> (N/8, 4, N/8, 4): one quarter of the slice, which the others are like, in blocks
+    places = often[:half, :half].reshape(half // PLACE, PLACE, half // PLACE, PLACE).mean(axis=(1, 3))
+    return float(places.std() / places.mean())
+
+
 def shapes(side: Means, images: np.ndarray) -> dict[str, float]:
-    """What has no target: the coherence of orientation of s, and the `halo_shape`."""
+    """What has no target: the coherence of orientation of s, the `halo_shape`, and the `unevenness`."""
     difference, total = side.orientation
     nearest, parity = halo_shape(images)
-    return {"coherence": float(difference / total), "neighbours/peak": nearest, "one parity": parity}
+    return {
+        "coherence": float(difference / total),
+        "neighbours/peak": nearest,
+        "one parity": parity,
+        "unevenness": unevenness(images),
+    }
 
 
 def drawn(folder: Path, weights: str, number: int, mapped: bool) -> Iterator[np.ndarray]:

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from benchmarks.judge_recipe import chi_1, deviations, halo_shape
+from benchmarks.judge_recipe import chi_1, deviations, halo_shape, unevenness
 from utils.scores import means
 from utils.statistics import ring_power
 from utils.summaries import summarise
@@ -78,3 +78,23 @@ def test_halo_shape_of_known_peaks():
     assert nearest == pytest.approx(50.0 / 400.0)
     assert parity == pytest.approx(2 / 3)
     assert all(np.isnan(value) for value in halo_shape(np.zeros((2, 8, 8))))
+
+
+@pytest.mark.parametrize("place", [(1, 3), (14, 2), (3, 12), (15, 15)])
+def test_unevenness_of_structures_in_the_corners_alone(place):
+    images = np.zeros((2, 16, 16))
+    images[0][place] = 11.0
+    images[1, 8, 8] = 10.0  # no more than the limit
+    # Of the four places of a quarter one has all: a mean of 1/4, a variance of (3²/4² + 3/4²)/4 = 3/4².
+    assert unevenness(images) == pytest.approx(3**0.5)
+
+
+def test_structures_in_all_places_are_even(rng):
+    images = np.zeros((16, 16, 16))
+    # In each slice one pixel of every place of 4 x 4, in all slices together all of them.
+    for image, (row, column) in zip(images, itertools.product(range(4), repeat=2), strict=True):
+        image[row::4, column::4] = 50.0
+    assert unevenness(images) == pytest.approx(0.0, abs=1e-12)
+    thinned = np.where(rng.random((4000, 32, 32)) < 0.1, 11.0, 0.0)
+    # A place is the mean of up to 8 x 16 pixels of 4000 slices, those on a diagonal or axis of fewer.
+    assert unevenness(thinned) == pytest.approx((9 / (4000 * 16 * 7)) ** 0.5, rel=0.5)
