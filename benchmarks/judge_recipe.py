@@ -133,20 +133,24 @@ def unevenness(images: np.ndarray) -> float:
     Parameters
     ----------
     images : array, (n, N, N)
-        N a multiple of 8.
+        N at least 8; where it is not a multiple of 8, pixels in the middle are left out.
 
     Returns
     -------
     float
-        Standard deviation over places of 4 x 4 pixels of the fraction of pixels above 10, over its mean. Places that
-        symmetries of the square take to one another are one. Of slices that prefer none it is the noise of so many.
+        Standard deviation over places of 4 x 4 pixels of the fraction of pixels above 10, over its mean; NaN where
+        there are none. Places that symmetries of the square take to one another are one. Of slices that prefer none it
+        is the noise of so many.
     """
     often = np.mean(images > STRUCTURE, axis=0)
+    if not often.any():
+        return np.nan
     for turned in (np.flipud, np.fliplr, np.transpose):
         often = (often + turned(often)) / 2.0
-    half = len(often) // 2
-    # (N/2, N/2) -> (N/8, 4, N/8, 4): one quarter of the slice, which the others are like, in blocks
-    places = often[:half, :half].reshape(half // PLACE, PLACE, half // PLACE, PLACE).mean(axis=(1, 3))
+    number = len(often) // 2 // PLACE
+    quarter = often[: number * PLACE, : number * PLACE]  # which the other three are like
+    # (4 * number, 4 * number) -> (number, 4, number, 4) -> (number, number)
+    places = quarter.reshape(number, PLACE, number, PLACE).mean(axis=(1, 3))
     return float(places.std() / places.mean())
 
 

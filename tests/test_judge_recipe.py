@@ -96,5 +96,15 @@ def test_structures_in_all_places_are_even(rng):
         image[row::4, column::4] = 50.0
     assert unevenness(images) == pytest.approx(0.0, abs=1e-12)
     thinned = np.where(rng.random((4000, 32, 32)) < 0.1, 11.0, 0.0)
-    # A place is the mean of up to 8 x 16 pixels of 4000 slices, those on a diagonal or axis of fewer.
-    assert unevenness(thinned) == pytest.approx((9 / (4000 * 16 * 7)) ** 0.5, rel=0.5)
+    # Of 16 places the four on the diagonal are means of 4 x 16 pixels of 4000 slices, the others of 8 x 16; each pixel
+    # has a relative variance of (1 - 0.1)/0.1.
+    noise = 9 / 4000 * (4 / 64 + 12 / 128) / 16
+    assert unevenness(thinned) == pytest.approx(noise**0.5, rel=0.5)
+
+
+def test_unevenness_of_slices_of_any_side(rng):
+    assert np.isnan(unevenness(np.full((2, 16, 16), 10.0)))
+    images = np.where(rng.random((50, 20, 20)) < 0.5, 11.0, 0.0)
+    middle = images.copy()
+    middle[:, 8:12] = middle[:, :, 8:12] = 99.0
+    assert unevenness(middle) == unevenness(images) > 0
