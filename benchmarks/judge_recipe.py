@@ -6,8 +6,9 @@ Beside every score stands its target: a fixed number or, where that is larger an
 values, twice the noise floor, which is the mean score of two sets of universes resampled from the held-back ones.
 Beside that stands what the run's own training slices score: a generator that has learned them perfectly would do no
 better. Deviations are relative; 12 numbers of morphology (three functionals, four densities) are listed one by one,
-since an average could hide one that is bad. Four more lines have no target: how far structures are drawn out into
-filaments, what bright haloes look like, and whether structures are equally frequent everywhere in a slice.
+since an average could hide one that is bad. Five more lines have no target: how far structures are drawn out into
+filaments, how many pixels are connected with one another, what bright haloes look like, and whether structures are
+equally frequent everywhere in a slice.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from networks.device import start_tensorflow
 from utils.cli import ArgumentParser, UserError, run
@@ -42,7 +44,9 @@ DRAWS = 200
 BATCH = 512
 # Peaks above that are haloes whose shape is told [particles per voxel].
 HALO = 200.0
-# Pixels above that, in filaments and haloes, are counted place by place [particles per voxel]; and the side of a place.
+# Pixels above that are the web, filaments and all [particles per voxel].
+WEB = 3.0
+# Pixels above that, in thick filaments and haloes, are counted place by place [particles per voxel]; a place's side.
 STRUCTURE, PLACE = 10.0, 4
 
 
@@ -127,6 +131,27 @@ def halo_shape(images: np.ndarray) -> tuple[float, float]:
     return float(np.mean(nearest[peaks] / inner[peaks])), float(parities.max() / parities.sum())
 
 
+def largest_structure(images: np.ndarray) -> float:
+    """How much of a slice its largest structure connects: a web in pieces has smaller ones.
+
+    Parameters
+    ----------
+    images : array, (n, N, N)
+
+    Returns
+    -------
+    float
+        Mean number of pixels of the largest structure of a slice, pixels above 3 that touch by sides or corners. (A
+        thin filament that lies aslant is all corners.) After Shandarin 1983, Sov. Astron. Lett. 9, 104.
+    """
+    touching = np.zeros((3, 3, 3), bool)
+    touching[1] = True  # within a slice, not from one to the next
+    labels, _ = ndimage.label(images > WEB, touching)
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0  # what is not in any
+    return float(sizes[labels].max(axis=(1, 2)).mean())
+
+
 def unevenness(images: np.ndarray) -> float:
     """How much more frequent structures are in some places of a slice than in others; the universe has no such places.
 
@@ -155,11 +180,12 @@ def unevenness(images: np.ndarray) -> float:
 
 
 def shapes(side: Means, images: np.ndarray) -> dict[str, float]:
-    """What has no target: the coherence of orientation of s, the `halo_shape`, and the `unevenness`."""
+    """What has no target: coherence of orientation of s, `largest_structure`, `halo_shape`, and `unevenness`."""
     difference, total = side.orientation
     nearest, parity = halo_shape(images)
     return {
         "coherence": float(difference / total),
+        "largest structure": largest_structure(images),
         "neighbours/peak": nearest,
         "one parity": parity,
         "unevenness": unevenness(images),

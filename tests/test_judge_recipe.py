@@ -4,8 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from skimage.measure import label
 
-from benchmarks.judge_recipe import chi_1, deviations, halo_shape, unevenness
+from benchmarks.judge_recipe import chi_1, deviations, halo_shape, largest_structure, unevenness
 from utils.scores import means
 from utils.statistics import ring_power
 from utils.summaries import summarise
@@ -108,3 +109,18 @@ def test_unevenness_of_slices_of_any_side(rng):
     middle = images.copy()
     middle[:, 8:12] = middle[:, :, 8:12] = 99.0
     assert unevenness(middle) == unevenness(images) > 0
+
+
+def test_largest_structure_of_known_slices():
+    images = np.zeros((3, 12, 12))
+    images[0, range(2, 9), range(2, 9)] = 3.5  # seven pixels that touch by corners
+    images[0, 2:4, 9:11] = 100.0
+    images[1, 5, :] = 3.0  # no more than the limit
+    images[1, :, 3] = images[1, :, 6] = 3.5  # twice twelve, which only the slice before would connect
+    assert largest_structure(images) == pytest.approx((7 + 12 + 0) / 3)
+
+
+def test_noise_connects_what_scikit_image_says(rng):
+    images = rng.random((20, 32, 32)) * 5.0
+    sizes = [np.bincount(label(image > 3.0, connectivity=2).ravel())[1:].max() for image in images]
+    assert largest_structure(images) == np.mean(sizes)
