@@ -440,7 +440,8 @@ def check_batch(config: Config, replicas: int) -> None:
             f"batchsize = {config.batchsize} cannot be shared equally by {replicas} replicas; choose a multiple of "
             f"their number"
         )
-    if config.batchsize // (1 if config.sync_batchnorm else replicas) < 2:
+    normalised = "batch" in (config.generator_norm, config.discriminator_norm)
+    if normalised and config.batchsize // (1 if config.sync_batchnorm else replicas) < 2:
         # Normalised by its own mean and variance alone, nothing is left of the noise that an image is made from.
         raise UserError(
             f"batchsize = {config.batchsize} gives each of {replicas} replica(s) one image, and batch norm needs two "

@@ -16,7 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from networks.images import blue_noise, density_from_pre_activation, random_symmetry, round_stochastically
-from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling
+from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, LayerNormalization, MultiChannelRescaling
 from networks.matching import HistogramMatching
 from networks.precision import hidden_dtype
 from networks.spectra import LogSpectra
@@ -72,7 +72,7 @@ class Generator(keras.Model):
 
 
 def build_generator(config: Config) -> Generator:
-    """Build the generator: dense, then transposed convolutions, each but the last with batch norm and ReLU.
+    """Build the generator: dense, then transposed convolutions, each but the last normalised and with ReLU.
 
     Parameters
     ----------
@@ -85,10 +85,14 @@ def build_generator(config: Config) -> Generator:
         is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x.
     """
     seeds, dtype = _layer_seeds(config.seed, network=0), hidden_dtype(config)
+
+    def normalise():
+        return LayerNormalization(dtype=dtype) if config.generator_norm == "layer" else _batch_norm(config)
+
     side, maps = config.base_dim, 2 * config.ndeconvfilters[0]
     z = keras.Input((config.noise_vect_len,), name="z")
     x = keras.layers.Dense(side * side * maps, use_bias=False, kernel_initializer=_normal(next(seeds)), dtype=dtype)(z)
-    x = _batch_norm(config)(x)
+    x = normalise()(x)
     x = keras.layers.ReLU(dtype=dtype)(x)
     x = keras.layers.Reshape((side, side, maps), dtype=dtype)(x)  # (n, side * side * maps) -> (n, side, side, maps)
     for layer, filters in enumerate(config.ndeconvfilters):
@@ -102,7 +106,7 @@ def build_generator(config: Config) -> Generator:
             dtype="float32" if last else dtype,
         )(x)
         if not last:
-            x = _batch_norm(config)(x)
+            x = normalise()(x)
             x = keras.layers.ReLU(dtype=dtype)(x)
     if config.match_histogram:
         x = HistogramMatching(dtype="float32", name="histogram_matching")(x)

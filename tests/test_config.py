@@ -98,10 +98,10 @@ def test_a_key_of_before_is_left_out_where_it_was_off(tmp_path, tiny_config):
     """So that runs from before it was removed can be loaded."""
     file = tmp_path / "resolved.yaml"
     off = {"ceiling_weight": "0.0", "joint_updates": "false", "spectral_units": "0", "texture_weight": "0.0"}
-    off |= {"channel_weights": "[1.0, 1.0, 0.0]", "density_cap": "0.0", "generator_norm": "batch"}
+    off |= {"channel_weights": "[1.0, 1.0, 0.0]", "density_cap": "0.0"}
     file.write_text(tiny_config.to_yaml() + "".join(f"  {key}: {value}\n" for key, value in off.items()))
     assert load_config(file, "tiny") == tiny_config
-    on = {"ceiling_weight": "10.0", "channel_weights": "[1.0, 10.0, 2.0]", "generator_norm": "renorm"}
+    on = {"ceiling_weight": "10.0", "channel_weights": "[1.0, 10.0, 2.0]", "density_cap": "2.0"}
     for key, value in on.items():
         file.write_text(tiny_config.to_yaml() + f"  {key}: {value}\n")
         with pytest.raises(UserError, match=f"'{key}' is no longer there.*commit that its run.json names"):
@@ -149,6 +149,7 @@ def test_a_configuration_is_frozen(tiny_config):
         ("best_metric=fid", "best_metric = 'fid' .*figure_of_merit"),
         ("lr_floor=1.5", "lr_floor = 1.5 .*from 0 .*to 1"),
         ("lr_schedule=linear", "lr_schedule = 'linear' .*cosine"),
+        ("generator_norm=renorm", "generator_norm = 'renorm' .*batch or layer"),
         ("discriminator_norm=layer", "discriminator_norm = 'layer' .*batch or none"),
         ("r1_weight=-1", "r1_weight = -1.0 .*0 .off. or more"),
         ("r1_growth=0", "r1_growth = 0.0 .*positive"),

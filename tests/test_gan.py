@@ -11,7 +11,7 @@ from networks.dcgan import draw_slices
 from networks.gan import GAN
 from networks.gradients import pairwise_gradients
 from networks.images import images_from_density, images_from_s
-from networks.layers import BatchNormalization, Conv2D
+from networks.layers import BatchNormalization, Conv2D, LayerNormalization
 from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
 from networks.optimizers import first_moments
 from networks.schedules import average_decay
@@ -434,6 +434,21 @@ def test_norms_are_those_asked_for(tiny_config):
         assert len(norms[1]) == (2 if discriminator_norm == "batch" else 0)
         convolutions = [layer for layer in gan.discriminator.layers if isinstance(layer, Conv2D)]
         assert [layer.use_bias for layer in convolutions] == 2 * [discriminator_norm == "none"]
+    layers = GAN(dataclasses.replace(tiny_config, generator_norm="layer")).generator.layers
+    assert [sum(isinstance(layer, kind) for layer in layers) for kind in (BatchNormalization, LayerNormalization)] == [
+        0,
+        2,
+    ]
+
+
+def test_with_layer_norm_what_is_trained_is_what_is_drawn(tiny_config):
+    """In a batch and alone, in training and after it, a z gives the same image; with batch norm it does not."""
+    z = np.random.default_rng(2).normal(size=(3, tiny_config.noise_vect_len)).astype(np.float32)
+    for norm, same in (("layer", True), ("batch", False)):
+        generator = GAN(dataclasses.replace(tiny_config, generator_norm=norm)).generator
+        alone, drawn = generator(z[:1], training=True)[0], generator(z, training=False)[0]
+        assert np.allclose(generator(z, training=True)[0], alone, atol=1e-5) == same
+        assert np.allclose(drawn, alone, atol=1e-5) == same
 
 
 def test_with_augment_slices_are_drawn_in_all_eight_symmetries(tiny_config):

@@ -58,6 +58,7 @@ class Config:
     adam_betas: tuple[float, float] = _key("Adam's decay rates of the two moments", (0.5, 0.999))
     lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to lr_floor)", "constant")
     lr_floor: float = _key("part of the learning rates that a cosine ends at", 0.0)
+    generator_norm: str = _key("normalisation in the generator: batch or layer", "batch")
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
     sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
@@ -114,7 +115,6 @@ REMOVED_KEYS = {
     "ceiling_weight": 0,
     "channel_weights": [1, 1, 0],
     "density_cap": 0,
-    "generator_norm": "batch",
     "joint_updates": False,
     "spectral_units": 0,
     "texture_weight": 0,
@@ -290,6 +290,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "best_metric", c.best_metric in ("chisq", "figure_of_merit"), "chisq or figure_of_merit"
     yield "lr_schedule", c.lr_schedule in ("constant", "cosine"), "constant or cosine"
     yield "lr_floor", 0 <= c.lr_floor <= 1, "from 0 (the rates fall to zero) to 1 (they stay)"
+    yield "generator_norm", c.generator_norm in ("batch", "layer"), "batch or layer"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
     yield "r1_growth", c.r1_growth > 0, "a positive number (1: r1_weight stays as it is)"

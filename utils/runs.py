@@ -269,6 +269,7 @@ _ARCHITECTURE = (
     "nconvfilters",
     "ndeconvfilters",
     "multichannel",
+    "generator_norm",
     "discriminator_norm",
     "match_histogram",
 )
