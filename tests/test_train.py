@@ -1,5 +1,6 @@
 """train.py as a user runs it: what it leaves behind, resuming, and what it refuses."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from networks.dcgan import load_generator
 from tests.conftest import OLD_KEYS, ROOT, assert_refused, run_script, write_config
 from tests.run_files import events, metrics
+from train import check_batch
 from utils.checkpoints import saved_steps
 from utils.cli import UserError
 from utils.config import Config
@@ -322,3 +324,12 @@ def test_a_runs_configuration_has_one_tag(tmp_path):
         file.write("another: {}\n")
     with pytest.raises(UserError, match=r"one tag.*tiny, another"):
         load_run_config(tmp_path)
+
+
+def test_only_batch_norm_needs_two_images_a_replica(tiny_config):
+    alone = dataclasses.replace(tiny_config, batchsize=2, discriminator_norm="none")
+    check_batch(dataclasses.replace(alone, generator_norm="layer"), 2)
+    with pytest.raises(UserError, match="one image"):
+        check_batch(dataclasses.replace(alone, generator_norm="batch"), 2)
+    with pytest.raises(UserError, match="one image"):
+        check_batch(dataclasses.replace(alone, generator_norm="layer", discriminator_norm="batch"), 2)
