@@ -16,7 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from networks.images import blue_noise, density_from_pre_activation, random_symmetry, round_stochastically
-from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, LayerNormalization, MultiChannelRescaling
+from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling
 from networks.matching import HistogramMatching
 from networks.precision import hidden_dtype
 from networks.spectra import LogSpectra
@@ -27,6 +27,8 @@ from utils.runs import check_weights, find_weights, load_run_config
 _INITIAL_SIGMA = 0.02
 # Units of the hidden layers of the spectral critic, about as many as a slice of 64 x 64 has numbers in its spectra.
 _CRITIC_UNITS = 64
+# Added to variances that are divided by.
+_EPSILON = 1e-5
 # Independent streams of random numbers of one draw, beside those of the noise.
 _ROUNDING, _UNMATCHED, _TURNING = 1, 2, 3
 # Batch of a forward pass when sampling: large enough to fill the processor, small enough for any memory, where slices
@@ -85,14 +87,10 @@ def build_generator(config: Config) -> Generator:
         is s in [-1, 1]; channel 1, with `multichannel`, tanh(x/1000) of the same density x.
     """
     seeds, dtype = _layer_seeds(config.seed, network=0), hidden_dtype(config)
-
-    def normalise():
-        return LayerNormalization(dtype=dtype) if config.generator_norm == "layer" else _batch_norm(config)
-
     side, maps = config.base_dim, 2 * config.ndeconvfilters[0]
     z = keras.Input((config.noise_vect_len,), name="z")
     x = keras.layers.Dense(side * side * maps, use_bias=False, kernel_initializer=_normal(next(seeds)), dtype=dtype)(z)
-    x = normalise()(x)
+    x = _generator_norm(config)(x)
     x = keras.layers.ReLU(dtype=dtype)(x)
     x = keras.layers.Reshape((side, side, maps), dtype=dtype)(x)  # (n, side * side * maps) -> (n, side, side, maps)
     for layer, filters in enumerate(config.ndeconvfilters):
@@ -106,7 +104,7 @@ def build_generator(config: Config) -> Generator:
             dtype="float32" if last else dtype,
         )(x)
         if not last:
-            x = normalise()(x)
+            x = _generator_norm(config)(x)
             x = keras.layers.ReLU(dtype=dtype)(x)
     if config.match_histogram:
         x = HistogramMatching(dtype="float32", name="histogram_matching")(x)
@@ -330,9 +328,17 @@ def _image_input(config: Config):
     return images, keras.layers.Permute((2, 3, 1), dtype="float32")(images)  # (n, channels, N, N) -> channels last
 
 
+def _generator_norm(config: Config) -> keras.layers.Layer:
+    """Batch norm; or layer norm, which Keras calls group norm of a single group: mean and variance of all pixels and
+    channels of a slice, scale and offset per channel (Wu & He 2018, arXiv:1803.08494)."""
+    if config.generator_norm == "layer":
+        return keras.layers.GroupNormalization(groups=1, epsilon=_EPSILON, dtype=hidden_dtype(config))
+    return _batch_norm(config)
+
+
 def _batch_norm(config: Config) -> BatchNormalization:
     return BatchNormalization(
-        momentum=0.9, epsilon=1e-5, synchronized=config.sync_batchnorm, dtype=hidden_dtype(config)
+        momentum=0.9, epsilon=_EPSILON, synchronized=config.sync_batchnorm, dtype=hidden_dtype(config)
     )
 
 

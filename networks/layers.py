@@ -180,39 +180,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return tf.cast(outputs, inputs.dtype), *statistics
 
 
-class LayerNormalization(keras.layers.Layer):
-    """Normalise each sample by mean and variance of its own pixels and channels, all together (Ba et al. 2016).
-
-    Scale and offset are per channel; it is group norm of a single group (Wu & He 2018, arXiv:1803.08494). A sample does
-    not depend on its batch, so what is trained is what is drawn afterwards, which with batch norm it is not: in a small
-    batch an unusual sample hides in statistics that it makes itself, and with moving statistics it stands out.
-
-    Parameters
-    ----------
-    epsilon : float
-        Added to the variance.
-    **kwargs
-        As for any layer in Keras.
-    """
-
-    def __init__(self, epsilon=1e-5, **kwargs):
-        super().__init__(**kwargs)
-        self.epsilon = epsilon
-
-    def build(self, input_shape):
-        self.gamma = self.add_weight(name="gamma", shape=input_shape[-1:], initializer="ones")
-        self.beta = self.add_weight(name="beta", shape=input_shape[-1:], initializer="zeros")
-
-    def call(self, inputs):
-        axes = list(range(1, inputs.shape.rank))
-        mean, variance = tf.nn.moments(tf.cast(inputs, tf.float32), axes, keepdims=True)
-        scale, offset = (tf.cast(weight.value, tf.float32) for weight in (self.gamma, self.beta))
-        return tf.nn.batch_normalization(inputs, mean, variance, offset, scale, self.epsilon)
-
-    def get_config(self):
-        return super().get_config() | {"epsilon": self.epsilon}
-
-
 class MultiChannelRescaling(keras.layers.Layer):
     """The image channels from the generator's last pre-activation u: s = tanh(u), and tanh(x/1000).
 

@@ -11,7 +11,7 @@ from networks.dcgan import draw_slices
 from networks.gan import GAN
 from networks.gradients import pairwise_gradients
 from networks.images import images_from_density, images_from_s
-from networks.layers import BatchNormalization, Conv2D, LayerNormalization
+from networks.layers import BatchNormalization, Conv2D
 from networks.losses import TrainingSet, crossentropy, r1_penalty, r1_penalty_of_slices
 from networks.optimizers import first_moments
 from networks.schedules import average_decay
@@ -434,11 +434,20 @@ def test_norms_are_those_asked_for(tiny_config):
         assert len(norms[1]) == (2 if discriminator_norm == "batch" else 0)
         convolutions = [layer for layer in gan.discriminator.layers if isinstance(layer, Conv2D)]
         assert [layer.use_bias for layer in convolutions] == 2 * [discriminator_norm == "none"]
+
+
+def test_layer_norm_is_of_all_pixels_and_channels_of_a_slice(tiny_config):
+    rng = np.random.default_rng(2)
     layers = GAN(dataclasses.replace(tiny_config, generator_norm="layer")).generator.layers
-    assert [sum(isinstance(layer, kind) for layer in layers) for kind in (BatchNormalization, LayerNormalization)] == [
-        0,
-        2,
-    ]
+    assert not any(isinstance(layer, BatchNormalization) for layer in layers)
+    norms = [layer for layer in layers if isinstance(layer, keras.layers.GroupNormalization)]
+    assert [len(layer.input.shape) for layer in norms] == [2, 4]
+    for layer in norms:
+        gamma, beta = (rng.uniform(0.5, 2.0, layer.input.shape[-1]) for _ in range(2))
+        layer.set_weights([gamma, beta])
+        x = np.array([rng.normal(mean, 1.5, layer.input.shape[1:]) for mean in range(4)])
+        expected = [(each - each.mean()) / np.sqrt(each.var() + 1e-5) * gamma + beta for each in x]
+        np.testing.assert_allclose(layer(x.astype(np.float32)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_with_layer_norm_what_is_trained_is_what_is_drawn(tiny_config):
