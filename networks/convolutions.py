@@ -1,11 +1,13 @@
 """Strided convolutions and their transposes, computed in another way where TensorFlow's own is slow on a CPU.
 
 Three of its kernels are: transposed convolutions to a few channels in float32 (the generator's last layer and, in
-float32, the gradient with respect to the discriminator's images); kernel gradients on small maps in bfloat16; and, with
-AVX2 alone, everything between many channels in float32. They are computed here from operations that are fast, exactly
-up to rounding; everything else is left to TensorFlow. Images are channels_last, padding is `same`, and all of it can be
+float32, the gradient with respect to the discriminator's images); kernel gradients on small maps in bfloat16; and
+everything between many channels in float32. They are computed here from operations that are fast, exactly up to
+rounding; everything else is left to TensorFlow. Images are channels_last, padding is `same`, and all of it can be
 differentiated any number of times.
 """
+
+import math
 
 import tensorflow as tf
 
@@ -16,10 +18,10 @@ from networks.device import processor_flags
 _FEW_CHANNELS = 4
 # In bfloat16, up to that side of a convolution's output, a matrix product per pixel of the kernel is twice as fast.
 _SMALL_SIDE = 8
-# In float32 and with AVX2 alone, Winograd's way is 1.1 to 2.7 times as fast from that many channels on both sides on,
-# where a convolution's output is of that side. Larger maps were not tried: the matrices that take a whole side to the
-# points grow with it.
-_MANY_CHANNELS = 128
+# In float32 Winograd's way is faster from that many channels on both sides on, where a convolution's output is of that
+# side: 1.1 to 2.7 times with AVX2 alone, 1.2 to 1.7 times with AVX-512, whose multiplications are the cheaper beside
+# the same memory. Larger maps were not tried: the matrices that take a whole side to the points grow with it.
+_MANY_CHANNELS = {"avx512f": 256, "avx2": 128}
 _WINOGRAD_SIDES = range(8, 33)
 
 
@@ -159,14 +161,15 @@ def _winograd_pays(outputs: int, kernel: tf.Tensor, stride: int) -> bool:
     """Whether convolutions of this kernel to so many outputs along a side are faster in Winograd's way."""
     side = kernel.shape[0]
     # With one or two weights per stride it saves little, and with one alone nothing.
-    saves = side > 2 * stride and min(kernel.shape[2:]) >= _MANY_CHANNELS
+    saves = side > 2 * stride and min(kernel.shape[2:]) >= _many_channels()
     possible = outputs in _WINOGRAD_SIDES and winograd.is_possible(side, stride, outputs)
-    return saves and possible and kernel.dtype == tf.float32 and _on_cpu() and _has_avx2_alone()
+    return saves and possible and kernel.dtype == tf.float32 and _on_cpu()
 
 
 def _on_cpu() -> bool:
     return not tf.config.get_visible_devices("GPU")
 
 
-def _has_avx2_alone() -> bool:
-    return "avx2" in processor_flags() and "avx512f" not in processor_flags()
+def _many_channels() -> float:
+    """With how many it pays on this processor; infinitely many where that has not been measured."""
+    return next((channels for flag, channels in _MANY_CHANNELS.items() if flag in processor_flags()), math.inf)

@@ -60,7 +60,7 @@ def plain_transposed(images, kernel, stride):
 
 @pytest.mark.parametrize(
     "ways",
-    [{}, {"_FEW_CHANNELS": 0}, {"_FEW_CHANNELS": 0, "_MANY_CHANNELS": 0, "_has_avx2_alone": lambda: True}],
+    [{}, {"_FEW_CHANNELS": 0}, {"_FEW_CHANNELS": 0, "_many_channels": lambda: 0}],
     ids=" ".join,
 )
 @pytest.mark.parametrize(("ours", "plain"), [(convolve, plain_convolve), (convolve_transposed, plain_transposed)])
@@ -98,7 +98,7 @@ def test_first_and_second_derivatives(rng, monkeypatch, ours, plain, ways):
     for one, other in zip(derivatives(ours), derivatives(plain), strict=True):
         assert_equal(one, other)
     everything = {"convolve", "convolve_transposed", "kernel_gradient"}
-    assert called == (everything if "_MANY_CHANNELS" in ways else set())
+    assert called == (everything if "_many_channels" in ways else set())
 
 
 def test_kernel_gradient_in_bfloat16_on_small_maps(rng, monkeypatch):
@@ -124,22 +124,24 @@ def test_kernel_gradient_in_bfloat16_on_small_maps(rng, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("outputs", "side", "channels", "dtype", "avx2_alone", "pays"),
+    ("outputs", "side", "channels", "dtype", "flags", "pays"),
     [
-        (8, 5, (128, 256), tf.float32, True, True),
-        (4, 5, (128, 256), tf.float32, True, False),
-        (10, 5, (128, 256), tf.float32, True, False),
-        (64, 5, (128, 256), tf.float32, True, False),
-        (8, 3, (128, 256), tf.float32, True, False),
-        (8, 7, (128, 256), tf.float32, True, False),
-        (8, 5, (64, 256), tf.float32, True, False),
-        (8, 5, (128, 256), tf.bfloat16, True, False),
-        (8, 5, (128, 256), tf.float32, False, False),
+        (8, 5, (128, 256), tf.float32, "sse2 avx avx2", True),
+        (4, 5, (128, 256), tf.float32, "sse2 avx avx2", False),
+        (10, 5, (128, 256), tf.float32, "sse2 avx avx2", False),
+        (64, 5, (128, 256), tf.float32, "sse2 avx avx2", False),
+        (8, 3, (128, 256), tf.float32, "sse2 avx avx2", False),
+        (8, 7, (128, 256), tf.float32, "sse2 avx avx2", False),
+        (8, 5, (64, 256), tf.float32, "sse2 avx avx2", False),
+        (8, 5, (128, 256), tf.bfloat16, "sse2 avx avx2", False),
+        (8, 5, (128, 256), tf.float32, "sse2 avx avx2 avx512f", False),
+        (8, 5, (256, 256), tf.float32, "sse2 avx avx2 avx512f", True),
+        (8, 5, (256, 256), tf.float32, "sse2 avx", False),
     ],
 )
-def test_where_winograds_way_is_taken(monkeypatch, outputs, side, channels, dtype, avx2_alone, pays):
+def test_where_winograds_way_is_taken(monkeypatch, outputs, side, channels, dtype, flags, pays):
     monkeypatch.setattr(convolutions, "_on_cpu", lambda: True)
-    monkeypatch.setattr(convolutions, "_has_avx2_alone", lambda: avx2_alone)
+    monkeypatch.setattr(convolutions, "processor_flags", lambda: set(flags.split()))
     kernel = tf.zeros((side, side, *channels), dtype)
     assert convolutions._winograd_pays(outputs, kernel, 2) == pays
 
