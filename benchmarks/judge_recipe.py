@@ -6,9 +6,9 @@ Beside every score stands its target: a fixed number or, where that is larger an
 values, twice the noise floor, which is the mean score of two sets of universes resampled from the held-back ones.
 Beside that stands what the run's own training slices score: a generator that has learned them perfectly would do no
 better. Deviations are relative; 12 numbers of morphology (three functionals, four densities) are listed one by one,
-since an average could hide one that is bad. Five more lines have no target: how far structures are drawn out into
-filaments, how many pixels are connected with one another, what bright haloes look like, and whether structures are
-equally frequent everywhere in a slice.
+since an average could hide one that is bad. Six more lines have no target: how far structures are drawn out into
+filaments, how many pixels are connected with one another, what bright haloes look like, whether structures are equally
+frequent everywhere in a slice, and how much slices differ from one another.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from utils.scores import SCORED_THRESHOLDS, Means, means
 from utils.slices import SliceSet, open_slices
 from utils.statistics import are_peaks
 from utils.summaries import BRIGHT, MINKOWSKI_THRESHOLDS, Summary
+from utils.transforms import transform
 
 # Edges of the bins of chi_1 [particles per voxel]: wider where pixels are few.
 CHI_EDGES = np.concatenate(
@@ -179,8 +180,26 @@ def unevenness(images: np.ndarray) -> float:
     return float(places.std() / places.mean())
 
 
-def shapes(side: Means, images: np.ndarray) -> dict[str, float]:
-    """What has no target: coherence of orientation of s, `largest_structure`, `halo_shape`, and `unevenness`."""
+def slice_scatter(images: np.ndarray, a: float) -> float:
+    """How much fuller some slices are than others: the mode of zero wave number, which no power spectrum shows.
+
+    Parameters
+    ----------
+    images : array, (n, N, N)
+        Densities.
+    a : float
+        Of s(x).
+
+    Returns
+    -------
+    float
+        Standard deviation over slices of the mean of s.
+    """
+    return float(np.std([transform(image.astype(float), a).mean() for image in images]))
+
+
+def shapes(side: Means, images: np.ndarray, a: float) -> dict[str, float]:
+    """What has no target: coherence of orientation of s, and all that the functions above tell of structures."""
     difference, total = side.orientation
     nearest, parity = halo_shape(images)
     return {
@@ -189,6 +208,7 @@ def shapes(side: Means, images: np.ndarray) -> dict[str, float]:
         "neighbours/peak": nearest,
         "one parity": parity,
         "unevenness": unevenness(images),
+        "slice scatter": slice_scatter(images, a),
     }
 
 
@@ -217,7 +237,7 @@ def judge(batches: Iterator[np.ndarray], number: int, real: Real) -> tuple[dict[
     sides = means(generated.summary, length), means(real.summary, length)
     likeness = compare(generated, real)
     found = deviations(*sides, float(real.summary.counts.sum()))
-    found |= shapes(sides[0], generated.images)
+    found |= shapes(sides[0], generated.images, real.summary.settings.a)
     found["diversity"] = likeness_scores(likeness, likeness.generated, ~likeness.generated)["diversity"]
     return found, likeness
 
@@ -302,7 +322,8 @@ def main():
     print_scores(arguments.runs, rows, learned, floor)
     if config.match_histogram and arguments.map:
         print("chi_1, bright fraction and area are fitted to the training set, by match_histogram")
-    print_shapes(rows, learned, shapes(means(real.summary, real.summary.counts.shape[1]), real.images))
+    real_means = means(real.summary, real.summary.counts.shape[1])
+    print_shapes(rows, learned, shapes(real_means, real.images, config.datascale))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from benchmarks.judge_recipe import chi_1, deviations, halo_shape, largest_structure, unevenness
+from benchmarks.judge_recipe import chi_1, deviations, halo_shape, largest_structure, slice_scatter, unevenness
 from utils.scores import means
 from utils.statistics import ring_power
 from utils.summaries import summarise
@@ -124,3 +124,17 @@ def test_noise_connects_what_scikit_image_says(rng):
     images = rng.random((20, 32, 32)) * 5.0
     sizes = [np.bincount(label(image > 3.0, connectivity=2).ravel())[1:].max() for image in images]
     assert largest_structure(images) == np.mean(sizes)
+
+
+def test_scatter_of_slices_that_are_full_or_empty():
+    images = np.zeros((4, 8, 8))
+    images[2:] = 4.0  # s = -1 and 0
+    assert slice_scatter(images, 4.0) == pytest.approx(0.5)
+    images[:, ::2] = 0.0
+    assert slice_scatter(images, 4.0) == pytest.approx(0.25)
+
+
+def test_scatter_of_slices_is_the_power_of_their_means(rng):
+    """White noise in s of standard deviation 0.1 leaves 0.1/N in the mean of N² pixels."""
+    s = np.clip(rng.normal(0.0, 0.1, (4000, 16, 16)), -0.9, 0.9)
+    assert slice_scatter(4.0 * (1.0 + s) / (1.0 - s), 4.0) == pytest.approx(0.1 / 16, rel=0.05)
