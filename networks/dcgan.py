@@ -19,12 +19,14 @@ from networks.images import blue_noise, density_from_pre_activation, random_symm
 from networks.layers import BatchNormalization, Conv2D, Conv2DTransposeSame, MultiChannelRescaling
 from networks.matching import HistogramMatching
 from networks.precision import hidden_dtype
-from networks.spectra import LogSpectra
+from networks.spectra import BatchScatter, LogSpectra
 from utils.cli import UserError
 from utils.config import Config
 from utils.runs import check_weights, find_weights, load_run_config
 
 _INITIAL_SIGMA = 0.02
+# Pixels per side of the kernel by which the generator's maps of full size become the slice.
+_FULL_SIZE_KERNEL = 3
 # Units of the hidden layers of the spectral critic, about as many as a slice of 64 x 64 has numbers in its spectra.
 _CRITIC_UNITS = 64
 # Added to variances that are divided by.
@@ -76,6 +78,9 @@ class Generator(keras.Model):
 def build_generator(config: Config) -> Generator:
     """Build the generator: dense, then transposed convolutions, each but the last normalised and with ReLU.
 
+    The last one makes the slice, every pixel a weighted sum of maps half its size. With `full_size_filters` it makes so
+    many maps instead, normalised and with ReLU too, and a convolution of them the slice.
+
     Parameters
     ----------
     config : Config
@@ -93,19 +98,17 @@ def build_generator(config: Config) -> Generator:
     x = _generator_norm(config)(x)
     x = keras.layers.ReLU(dtype=dtype)(x)
     x = keras.layers.Reshape((side, side, maps), dtype=dtype)(x)  # (n, side * side * maps) -> (n, side, side, maps)
-    for layer, filters in enumerate(config.ndeconvfilters):
-        last = layer == config.nlayers - 1
-        x = Conv2DTransposeSame(
-            filters,
-            config.convkern,
-            config.convstride,
-            use_bias=last,
-            kernel_initializer=_normal(next(seeds)),
-            dtype="float32" if last else dtype,
-        )(x)
-        if not last:
-            x = _generator_norm(config)(x)
-            x = keras.layers.ReLU(dtype=dtype)(x)
+    *hidden, image = config.ndeconvfilters
+    for filters in (*hidden, config.full_size_filters) if config.full_size_filters else hidden:
+        x = _transposed(config, filters, next(seeds), use_bias=False, dtype=dtype)(x)
+        x = _generator_norm(config)(x)
+        x = keras.layers.ReLU(dtype=dtype)(x)
+    if config.full_size_filters:
+        # Of order one from the start: slices that begin as nearly nothing may be told from real ones for good.
+        normal = keras.initializers.GlorotNormal(next(seeds))
+        x = Conv2D(image, _FULL_SIZE_KERNEL, 1, padding="same", kernel_initializer=normal, dtype="float32")(x)
+    else:
+        x = _transposed(config, image, next(seeds), use_bias=True, dtype="float32")(x)
     if config.match_histogram:
         x = HistogramMatching(dtype="float32", name="histogram_matching")(x)
     x = keras.layers.Identity(dtype="float32", name="pre_activation")(x)
@@ -159,7 +162,7 @@ def build_discriminator(config: Config) -> keras.Model:
 
 
 def build_spectral_critic(config: Config) -> keras.Model:
-    """Build a second discriminator, two dense layers on the `log_spectra` of slices, which see nothing else of them.
+    """Build a second discriminator, two dense layers on the `log_spectra` of slices and their scatter in a batch.
 
     Strided convolutions hardly see spectra (Chen et al. 2021, arXiv:2012.05535, who add such logits to those of the
     discriminator; kept apart, neither learns less for what the other one has seen already).
@@ -177,6 +180,7 @@ def build_spectral_critic(config: Config) -> keras.Model:
     seeds = _layer_seeds(config.seed, network=2)
     images, x = _image_input(config)
     x = LogSpectra(config.datascale, dtype="float32", name="log_spectra")(x)
+    x = BatchScatter(dtype="float32")(x)
     for _ in range(2):
         # Features of order one, as images are not: the usual scale of weights, by the number of inputs and outputs.
         normal = keras.initializers.GlorotNormal(next(seeds))
@@ -326,6 +330,17 @@ def _image_input(config: Config):
         return images, images
     images = keras.Input((config.channels, *sides), name="images")
     return images, keras.layers.Permute((2, 3, 1), dtype="float32")(images)  # (n, channels, N, N) -> channels last
+
+
+def _transposed(config: Config, filters: int, seed: int, use_bias: bool, dtype: str) -> Conv2DTransposeSame:
+    return Conv2DTransposeSame(
+        filters,
+        config.convkern,
+        config.convstride,
+        use_bias=use_bias,
+        kernel_initializer=_normal(seed),
+        dtype=dtype,
+    )
 
 
 def _generator_norm(config: Config) -> keras.layers.Layer:

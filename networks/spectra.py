@@ -4,11 +4,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from networks.distribution import mean_over_replicas
 from utils.statistics import ring_matrix
 from utils.transforms import invtransform
 
 # Variance of a white noise whose power is added before a logarithm is taken: fields may be constant.
 _FLOOR = 1e-6
+# Added to the variance of a feature over a batch, in whose units features have variances of one: a batch may be of one.
+_LEAST_VARIANCE = 1e-4
 # Densities are clipped here in the losses [particles per voxel]: some 25 times the brightest known pixel.
 MAX_DENSITY_IN_LOSS = 1e5
 
@@ -109,3 +112,21 @@ class LogSpectra(keras.layers.Layer):
 
     def get_config(self):
         return super().get_config() | {"datascale": self.datascale}
+
+
+class BatchScatter(keras.layers.Layer):
+    """Features (n, m) of slices, and beside them the standard deviation of each over the batch: (n, 2 m).
+
+    By one slice at a time it can hardly be told that slices are too much alike, for none of them is wrong; a batch
+    shows it (Karras et al. 2018, arXiv:1710.10196, who give a discriminator one such number). Of several devices, over
+    the batch of all of them.
+    """
+
+    def call(self, features):
+        mean = mean_over_replicas(tf.reduce_mean(features, axis=0))
+        variance = mean_over_replicas(tf.reduce_mean(tf.square(features - mean), axis=0))
+        scatter = tf.sqrt(variance + _LEAST_VARIANCE)
+        return tf.concat([features, tf.broadcast_to(scatter, tf.shape(features))], axis=1)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], 2 * input_shape[1])

@@ -149,6 +149,7 @@ def test_a_configuration_is_frozen(tiny_config):
         ("best_metric=fid", "best_metric = 'fid' .*figure_of_merit"),
         ("lr_floor=1.5", "lr_floor = 1.5 .*from 0 .*to 1"),
         ("lr_schedule=linear", "lr_schedule = 'linear' .*cosine"),
+        ("full_size_filters=-1", "full_size_filters = -1 .*0 .no such layer. or more"),
         ("generator_norm=renorm", "generator_norm = 'renorm' .*batch or layer"),
         ("discriminator_norm=layer", "discriminator_norm = 'layer' .*batch or none"),
         ("r1_weight=-1", "r1_weight = -1.0 .*0 .off. or more"),

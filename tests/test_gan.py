@@ -460,6 +460,33 @@ def test_with_layer_norm_what_is_trained_is_what_is_drawn(tiny_config):
         assert np.allclose(drawn, alone, atol=1e-5) == same
 
 
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_a_layer_at_full_size_makes_each_pixel_of_its_neighbourhood(tiny_config, precision):
+    config = dataclasses.replace(tiny_config, full_size_filters=3, precision=precision)
+    generator = GAN(config).generator
+    assert len([layer for layer in generator.layers if isinstance(layer, BatchNormalization)]) == 3
+    last = next(layer for layer in generator.layers if isinstance(layer, Conv2D))
+    assert last.compute_dtype == "float32"
+    bias = np.array([0.25], np.float32)
+    last.bias.assign(bias)
+    z = np.random.default_rng(2).normal(size=(4, config.noise_vect_len)).astype(np.float32)
+    maps, u = keras.Model(generator.input, [last.input, generator.get_layer("pre_activation").output])(z)
+    assert maps.shape[1:] == (8, 8, 3)
+    assert np.min(maps) == 0 < np.max(maps)
+    padded = np.pad(np.float64(maps), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = last.kernel.numpy()
+    around = [padded[:, i : i + 8, j : j + 8] @ kernel[i, j] for i in range(3) for j in range(3)]
+    np.testing.assert_allclose(u, sum(around) + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_at_full_size_is_trained(tiny_config, rng):
+    gan = GAN(dataclasses.replace(tiny_config, full_size_filters=3))
+    before = [weight.numpy() for weight in gan.generator.trainable_weights]
+    gan.train_step(*inputs(tiny_config, rng))
+    for weight, old in zip(gan.generator.trainable_weights, before, strict=True):
+        assert np.any(weight.numpy() != old), weight.path
+
+
 def test_with_augment_slices_are_drawn_in_all_eight_symmetries(tiny_config):
     """The same noise, for a generator that was trained with `augment` and for one that was not."""
     configs = (dataclasses.replace(tiny_config, augment=augment) for augment in (False, True))

@@ -11,7 +11,7 @@ from networks.gan import GAN
 from networks.images import images_from_s
 from networks.losses import TrainingSet, measure_training_set, spectral_loss
 from networks.optimizers import first_moments
-from networks.spectra import LogSpectra, log_spectra, ring_power, ring_weights
+from networks.spectra import BatchScatter, LogSpectra, log_spectra, ring_power, ring_weights
 from tests import numpy_twin
 from utils import statistics
 from utils.slices import open_slices
@@ -56,10 +56,10 @@ def test_spectral_loss_value_and_gradient(rng):
 
 
 def numpy_log_spectra(density):
-    """(n, N, N) float64 -> (n, N + 2), of a density that is nowhere constant."""
+    """(n, N, N) float64 -> (n, N + 2), with the white noise that is added to the power."""
     s = (density - 4.0) / (density + 4.0)
-    logs = [np.log(statistics.ring_power(s)), np.log(statistics.ring_power(density))]
-    return np.concatenate([*logs, np.log(density.mean((1, 2)))[:, None], s.mean((1, 2))[:, None]], axis=1)
+    logs = [np.log(statistics.ring_power(field) + 1e-6 * field[0].size) for field in (s, density)]
+    return np.concatenate([*logs, np.log(density.mean((1, 2)) + 1e-3)[:, None], s.mean((1, 2))[:, None]], axis=1)
 
 
 def test_log_spectra_value_and_gradient(rng):
@@ -70,7 +70,7 @@ def test_log_spectra_value_and_gradient(rng):
         density = tf.convert_to_tensor(density, tf.float32)
         return log_spectra(transform(density, 4.0), density, weights)
 
-    np.testing.assert_allclose(spectra(density), numpy_log_spectra(density), atol=2e-3)
+    np.testing.assert_allclose(spectra(density), numpy_log_spectra(density), rtol=1e-4, atol=1e-4)
     mix = rng.normal(size=10).astype(np.float32)
     with tf.GradientTape() as tape:
         variable = tf.Variable(density.astype(np.float32))
@@ -102,6 +102,14 @@ def test_layer_takes_s_from_the_first_channel_in_units_of_the_scatter(rng):
     assert layer.compute_output_shape((5, 8, 8, 2)) == (5, 10)
     twin = LogSpectra.from_config(layer.get_config())
     np.testing.assert_allclose(twin(channels), plain)
+
+
+def test_scatter_of_a_batch_stands_beside_its_features(rng):
+    features = rng.normal(3.0, [0.1, 1.0, 5.0], (7, 3)).astype(np.float32)
+    found = BatchScatter()(features).numpy()
+    np.testing.assert_array_equal(found[:, :3], features)
+    np.testing.assert_allclose(found[:, 3:], np.tile(np.sqrt(features.var(axis=0) + 1e-4), (7, 1)), rtol=1e-5)
+    np.testing.assert_allclose(BatchScatter()(features[:1])[:, 3:], 0.01, rtol=1e-4)
 
 
 def critic_config(tiny_config, **changes):
@@ -143,12 +151,13 @@ def test_critic_tells_spectra_apart(tiny_config, rng):
 
 def test_critic_loss_and_what_it_adds_to_the_generators_gradient_against_numpy(tiny_config, rng):
     """The gradient with respect to the last bias, which is a part of every u and so multiplies all densities."""
-    weights = [rng.normal(0.0, 0.3, shape) for shape in ((10, 64), (64,), (64, 64), (64,), (64, 1), (1,))]
+    weights = [rng.normal(0.0, 0.3, shape) for shape in ((20, 64), (64,), (64, 64), (64,), (64, 1), (1,))]
     z = rng.normal(size=(6, tiny_config.noise_vect_len)).astype(np.float32)
     real = rng.lognormal(0.0, 1.5, (6, 8, 8))
 
     def crossentropy(density, label):
         x = numpy_log_spectra(density)
+        x = np.hstack([x, np.broadcast_to(np.sqrt(x.var(axis=0) + 1e-4), x.shape)])
         for kernel, bias in zip(weights[0:4:2], weights[1:4:2], strict=True):
             x = x @ kernel + bias
             x = np.where(x > 0, x, 0.2 * x)

@@ -59,6 +59,7 @@ class Config:
     lr_schedule: str = _key("course of the learning rates over the run: constant or cosine (to lr_floor)", "constant")
     lr_floor: float = _key("part of the learning rates that a cosine ends at", 0.0)
     generator_norm: str = _key("normalisation in the generator: batch or layer", "batch")
+    full_size_filters: int = _key("filters of one more generator layer, at the size of the slice (0: no such layer)", 0)
     discriminator_norm: str = _key("normalisation in the discriminator: batch or none", "batch")
     sync_batchnorm: bool = _key("batch norm over the whole batch where several devices share it", False)
     r1_weight: float = _key("weight of the R1 penalty on real images (0: off)", 0.0)
@@ -291,6 +292,7 @@ def _rules(c: Config) -> Iterable[tuple[str, bool, str]]:
     yield "lr_schedule", c.lr_schedule in ("constant", "cosine"), "constant or cosine"
     yield "lr_floor", 0 <= c.lr_floor <= 1, "from 0 (the rates fall to zero) to 1 (they stay)"
     yield "generator_norm", c.generator_norm in ("batch", "layer"), "batch or layer"
+    yield "full_size_filters", c.full_size_filters >= 0, "0 (no such layer) or more, such as 8"
     yield "discriminator_norm", c.discriminator_norm in ("batch", "none"), "batch or none"
     yield "r1_weight", c.r1_weight >= 0, "0 (off) or more"
     yield "r1_growth", c.r1_growth > 0, "a positive number (1: r1_weight stays as it is)"

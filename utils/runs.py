@@ -270,6 +270,7 @@ _ARCHITECTURE = (
     "ndeconvfilters",
     "multichannel",
     "generator_norm",
+    "full_size_filters",
     "discriminator_norm",
     "match_histogram",
 )
