@@ -54,8 +54,10 @@ def test_the_shipped_recipes_are_two_in_two_sizes_each():
     assert {key for key, value in DEFAULTS.items() if getattr(base, key) != value} == {"precision"}
     assert differing_keys(base, base256) == {"img_dim", "nlayers", "nconvfilters", "ndeconvfilters"}
     assert (base256.img_dim, base256.nlayers) == (256, 5)
-    size = {"dataname", "img_dim", "nconvfilters", "batchsize", "learn_rate", "lr_floor", "Nepochs", "checkpt_batch"}
-    assert differing_keys(modern, demo) == size
+    size = {"dataname", "img_dim", "noise_vect_len", "nconvfilters", "ndeconvfilters", "batchsize", "learn_rate"}
+    course = {"lr_floor", "Nepochs", "checkpt_batch"}
+    not_yet_tried_at_128 = {"generator_norm", "full_size_filters"}
+    assert differing_keys(modern, demo) == size | course | not_yet_tried_at_128
     assert (modern.img_dim, demo.img_dim) == (128, 64)
 
 
